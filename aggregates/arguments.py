@@ -1,0 +1,113 @@
+"""Checks of a command's arguments against the catalogue. Pure; every error names the argument and what is allowed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from aggregates.base import Refusal
+from aggregates.catalogue import Catalogue, Datastore, Flavor
+from aggregates.commands import CreateInstance
+
+# Arguments of create_instance that a cloud may or may not carry out: set, they need the catalogue's word for it.
+OPTIONAL = (
+    "image_id", "packages", "backup_id", "nics", "slave_of_id", "cluster_config", "modules", "locality", "access",
+)  # fmt: skip
+# What all three databases take unquoted in any position, and no more than PostgreSQL's 63 bytes.
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+# Accounts that belong to the datastores or to the guest agent.
+RESERVED_USERS = frozenset({"root", "postgres", "holdfast", "default", "mysql", "mariadb.sys", "os_admin"})
+
+
+def check_create(command: CreateInstance, catalogue: Catalogue) -> dict[str, Any]:
+    """The facts of an acceptable create_instance. Raises `Refusal`."""
+    for name in OPTIONAL:
+        if getattr(command, name) is not None and name not in catalogue.honours:
+            raise Refusal("unsupported", f"this cloud does not support the argument {name}; leave it out")
+    flavor = check_flavor(command.flavor, catalogue)
+    datastore, version = check_datastore(command, catalogue)
+    if command.volume_size > catalogue.max_volume_size:
+        raise Refusal("invalid_argument", f"volume_size may be at most {catalogue.max_volume_size} GiB")
+    _one_of("volume_type", command.volume_type, catalogue.volume_types)
+    _one_of("availability_zone", command.availability_zone, catalogue.availability_zones)
+    _check_names(command, datastore)
+    return {
+        "name": command.name,
+        "flavor": flavor,
+        "datastore": datastore.manager,
+        "datastore_version": version,
+        "volume_size": command.volume_size,
+        "volume_type": command.volume_type,
+        "databases": command.databases,
+        "users": command.users,
+        "root_password_ref": command.root_password_ref,
+        "overrides": check_overrides(command, datastore),
+        "availability_zone": command.availability_zone,
+        "keep_on_failure": command.keep_on_failure,
+    }
+
+
+def check_flavor(wanted: str, catalogue: Catalogue) -> Flavor:
+    """The flavor of this id or name. Raises `Refusal`."""
+    flavor = catalogue.flavor(wanted)
+    if flavor is None:
+        names = ", ".join(f.name for f in catalogue.flavors)
+        raise Refusal("invalid_argument", f"no flavor {wanted}; there are: {names}")
+    return flavor
+
+
+def check_datastore(command: CreateInstance, catalogue: Catalogue) -> tuple[Datastore, str]:
+    """The datastore and the version to install, the newest by default. Raises `Refusal`."""
+    datastore = catalogue.datastore(command.datastore)
+    if datastore is None:
+        names = ", ".join(d.manager for d in catalogue.datastores)
+        raise Refusal("invalid_argument", f"no datastore {command.datastore}; there are: {names}")
+    version = command.datastore_version or datastore.versions[-1]
+    _one_of(f"datastore_version of {datastore.manager}", version, datastore.versions)
+    return datastore, version
+
+
+def check_overrides(command: CreateInstance, datastore: Datastore) -> dict[str, str]:
+    """The overrides as strings. Raises `Refusal` for a parameter that may not be set, or a value on several lines."""
+    unknown = sorted(command.overrides.keys() - datastore.parameters)
+    if unknown:
+        raise Refusal(
+            "invalid_argument",
+            f"overrides may not set {', '.join(unknown)}; {datastore.manager} takes: "
+            f"{', '.join(sorted(datastore.parameters))}",
+        )
+    values = {name: _as_text(value) for name, value in command.overrides.items()}
+    for name, value in values.items():
+        if not re.fullmatch(r"[\w .,:/%+-]{1,255}", value):
+            raise Refusal("invalid_argument", f"the value of override {name} has characters that may not be used")
+    return values
+
+
+def _as_text(value: str | float | bool) -> str:
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+
+
+def _check_names(command: CreateInstance, datastore: Datastore) -> None:
+    if command.databases and not datastore.has_databases:
+        raise Refusal("unsupported", f"{datastore.manager} has no databases to create; leave databases out")
+    if command.users and not datastore.has_users:
+        raise Refusal("unsupported", f"{datastore.manager} has no users to create; leave users out")
+    databases = [d.name for d in command.databases]
+    users = [u.name for u in command.users]
+    for what, names in (("database", databases), ("user", users)):
+        for name in names:
+            if not IDENTIFIER.fullmatch(name):
+                raise Refusal("invalid_argument", f"{what} name {name[:80]!r}: use letters, digits and _, at most 63")
+        if len(set(names)) < len(names):
+            raise Refusal("invalid_argument", f"a {what} is named twice")
+    for user in command.users:
+        if user.name.lower() in RESERVED_USERS:
+            raise Refusal("invalid_argument", f"user name {user.name} is reserved")
+        missing = sorted(set(user.databases) - set(databases))
+        if missing:
+            raise Refusal("invalid_argument", f"user {user.name} wants databases that are not made: {missing}")
+
+
+def _one_of(argument: str, value: str | None, allowed: tuple[str, ...]) -> None:
+    if value is not None and value not in allowed:
+        raise Refusal("invalid_argument", f"no {argument} {value}; there are: {', '.join(allowed) or 'none'}")

@@ -1,0 +1,397 @@
+"""The mechanism of all lifecycles: the chart decides, the event records the state entered, replay assigns.
+
+Guarantees that a lifecycle's state changes only through `Lifecycled.take`, that each transition of a chart has
+exactly one event class (checked when the class is made), and that replay never asks the chart, so that a later
+change of a chart or a guard cannot invalidate history. It does no I/O and knows no clock: times are passed in.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Generic, TypeVar
+from uuid import UUID
+
+import msgspec
+from eventsourcing.domain import Aggregate as LibraryAggregate
+from eventsourcing.utils import register_topic
+from statemachine import StateChart
+from statemachine.exceptions import TransitionNotAllowed
+from statemachine.orderedset import OrderedSet
+
+from aggregates.catalogue import Catalogue
+from aggregates.effects import Effect
+
+
+class Refusal(Exception):  # noqa: N818 - the field's word for a command that is not accepted
+    """A command is not accepted. `code` is stable and documented; the aggregate is unchanged."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What a decision may use besides the aggregate: who asks, when, and what the cloud offers."""
+
+    at: datetime
+    command_id: UUID
+    actor: str
+    project: str
+    partition: int
+    catalogue: Catalogue
+    deadline: datetime | None = None
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """The running operation: its id is the id of the command that began it.
+
+    `plan` lists the owing states to pass if all goes well, in order; `deadline` is when what is still owed forward
+    counts as failed.
+    """
+
+    id: UUID
+    command: str
+    actor: str
+    deadline: datetime
+    plan: tuple[str, ...]
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an operation left its plan: a stable code, the cause's own words, the state it happened in."""
+
+    code: str
+    message: str
+    state: str
+
+
+class Event(LibraryAggregate.Event):
+    """Base of all events. The stored topic is `<kind>.<class name>`: the name is part of the wire contract."""
+
+    kind: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.kind:
+            cls.TOPIC = f"{cls.kind}.{cls.__name__}"
+            register_topic(cls.TOPIC, cls)
+
+
+class Created(Event, LibraryAggregate.Created):
+    """Base of first events: records to whom the aggregate belongs and which partition serves it for life."""
+
+    project: str
+    partition: int
+
+
+class Transitioned(Event):
+    """Base of lifecycle events: the state entered, the operation it belongs to.
+
+    Further fields are facts, set on the aggregate by name.
+    """
+
+    state: str
+    operation_id: UUID
+
+    def apply(self, aggregate: Any) -> None:
+        """Assign; never ask the chart."""
+        aggregate.state = self.state
+        aggregate.entered = self.originator_version
+        aggregate.attempts = 0
+        aggregate.retry_at = None
+        aggregate.parked = None
+        for name in _facts(type(self)):
+            setattr(aggregate, name, getattr(self, name))
+        if not aggregate.owes_in(self.state):
+            aggregate.operation = None
+
+
+class AttemptFailed(Event):
+    """A try to pay failed in a way that may pass; the next is due at `retry_at`."""
+
+    operation_id: UUID
+    effect: str
+    attempt: int
+    code: str
+    message: str
+    retry_at: datetime
+
+    def apply(self, aggregate: Any) -> None:
+        """Count it."""
+        aggregate.attempts = self.attempt
+        aggregate.retry_at = self.retry_at
+
+
+class OperationParked(Event):
+    """What is owed cannot be paid and the chart has no way back: paying stops until an operator acts."""
+
+    operation_id: UUID
+    effect: str
+    code: str
+    message: str
+
+    def apply(self, aggregate: Any) -> None:
+        """Keep the state."""
+        aggregate.parked = Parked(effect=self.effect, code=self.code, message=self.message)
+
+
+class LateOutcome(Event):
+    """An effect was paid after the state had changed: what it made is known, so that it can be removed."""
+
+    operation_id: UUID
+    effect: str
+    facts: dict[str, Any]
+
+    def apply(self, aggregate: Any) -> None:
+        """Remember the ids of what was made."""
+        for name, value in self.facts.items():
+            setattr(aggregate, name, value)
+
+
+_BASE_FIELDS = {"originator_id", "originator_version", "timestamp", "state", "operation_id"}
+_facts_of: dict[type, tuple[str, ...]] = {}
+
+
+def _facts(event: type[Any]) -> tuple[str, ...]:
+    known = _facts_of.get(event)
+    if known is None:
+        known = _facts_of[event] = tuple(f.name for f in fields(event) if f.name not in _BASE_FIELDS)
+    return known
+
+
+A = TypeVar("A", bound="Lifecycled")
+
+
+@dataclass(frozen=True)
+class Owed(Generic[A]):
+    """What one state owes: how the effect follows from the aggregate, and the transition taken once it is paid.
+
+    `facts` are what the transition's event records besides what the effect yields; `attempts` bounds the tries of
+    one effect before its failure counts as final.
+    """
+
+    then: str
+    effect: Callable[[A], Effect]
+    facts: Callable[[A], dict[str, Any]] = lambda _: {}
+    attempts: int = 8
+
+
+class Obligation(msgspec.Struct, frozen=True, kw_only=True):
+    """An effect owed now, under its idempotency key: the same over all attempts and restarts."""
+
+    aggregate_id: UUID
+    entered: int
+    state: str
+    effect: Effect
+    then: str
+    facts: dict[str, Any]
+    attempts: int
+
+    @property
+    def key(self) -> str:
+        """Aggregate, version at which the owing state was entered, effect."""
+        return f"{self.aggregate_id}:{self.entered}:{self.effect.name}"
+
+
+class Parked(msgspec.Struct, frozen=True, kw_only=True):
+    """Paying has stopped until an operator retries, skips or abandons."""
+
+    effect: str
+    code: str
+    message: str
+
+
+class Lifecycled(LibraryAggregate):
+    """An aggregate whose state is a leaf of its chart, and whose owing states each owe one effect."""
+
+    kind: ClassVar[str]
+    chart: ClassVar[type[StateChart]]
+    owing: ClassVar[Mapping[str, Owed[Any]]]
+    events: ClassVar[Mapping[str, type[Transitioned]]]
+    notes: ClassVar[Mapping[str, type[Event]]]
+
+    def __init__(self, project: str, partition: int) -> None:
+        self.project = project
+        self.partition = partition
+        self.state = ""
+        self.entered = self.version
+        self.operation: Operation | None = None
+        self.attempts = 0
+        self.retry_at: datetime | None = None
+        self.parked: Parked | None = None
+
+    @classmethod
+    def owes_in(cls, state: str) -> bool:
+        """Whether the state owes something: an aggregate in it is in an operation."""
+        return state in cls.owing
+
+    @property
+    def status(self) -> str:
+        """The top state, the word that users see."""
+        return configuration(self.chart, self.state)[0]
+
+    def owes(self) -> Obligation | None:
+        """What must be paid next, or None in a settled state. Pure."""
+        owed = self.owing.get(self.state)
+        if owed is None:
+            return None
+        return Obligation(
+            aggregate_id=self.id,
+            entered=self.entered,
+            state=self.state,
+            effect=owed.effect(self),
+            then=owed.then,
+            facts=owed.facts(self),
+            attempts=owed.attempts,
+        )
+
+    def take(self, transition: str, *, at: datetime, **facts: Any) -> None:
+        """Take a transition: the chart decides, the event records. The only way the state changes.
+
+        Raises `Refusal` when the chart has no such transition from this state.
+        """
+        state = decide(self.chart, self.state, transition, subject=self, **facts)
+        operation: Operation | None = facts.get("operation", self.operation)
+        if operation is None:
+            raise Refusal("forbidden_state", f"{transition} belongs to no operation")
+        self.trigger_event(
+            self.events[transition], timestamp=at, state=state, operation_id=operation.id, **facts
+        )
+
+    def can(self, transition: str) -> bool:
+        """Whether the chart declares the transition from this state."""
+        sources = transitions(self.chart).get(transition, {})
+        return any(state in sources for state in configuration(self.chart, self.state))
+
+    def note(self, event: str, *, at: datetime, **facts: Any) -> None:
+        """Record a fact that leaves the state as it is: AttemptFailed, OperationParked or LateOutcome."""
+        operation = self.operation
+        if operation is not None:
+            self.trigger_event(self.notes[event], timestamp=at, operation_id=operation.id, **facts)
+
+    def begin(self, transition: str, command: str, context: Context, limit: timedelta, **facts: Any) -> None:
+        """Take the transition that begins an operation; refuse it as a conflict while another one runs."""
+        if not self.can(transition):
+            raise self.refusal(command, transition)
+        plan = path(type(self), decide(self.chart, self.state, transition, subject=self, **facts), self)
+        operation = Operation(
+            id=context.command_id,
+            command=command,
+            actor=context.actor,
+            deadline=context.deadline or context.at + limit,
+            plan=plan,
+        )
+        self.take(transition, at=context.at, operation=operation, failure=None, **facts)
+
+    def refusal(self, command: str, transition: str) -> Refusal:
+        """The refusal of a command whose transition this state does not have."""
+        if self.operation is not None:
+            return Refusal(
+                "conflict",
+                f"{command} is refused: operation {self.operation.id} ({self.operation.command}) is running, now in "
+                f"{self.state}; wait until it has ended",
+            )
+        allowed = ", ".join(sorted(transitions(self.chart)[transition]))
+        return Refusal("forbidden_state", f"{command} is not allowed in state {self.status}; it is in: {allowed}")
+
+
+def declare(aggregate: type[A], events: tuple[type[Transitioned], ...]) -> dict[str, type[Transitioned]]:
+    """The event class of each transition, by name: `PortCreated` records `port_created`.
+
+    Raises `TypeError` when a transition has no event class, an event class no transition, an owing state is not in
+    the chart, or leads on by an undeclared transition.
+    """
+    by_transition = {re.sub(r"(?<!^)(?=[A-Z])", "_", e.__name__).lower(): e for e in events}
+    declared = transitions(aggregate.chart)
+    if by_transition.keys() != declared.keys():
+        differing = sorted(by_transition.keys() ^ declared.keys())
+        raise TypeError(f"{aggregate.__name__}: transitions and event classes differ: {differing}")
+    for state, owed in aggregate.owing.items():
+        if not any(s in declared[owed.then] for s in configuration(aggregate.chart, state)):
+            raise TypeError(f"{aggregate.__name__}: {state} owes, but has no transition {owed.then}")
+    return by_transition
+
+
+# --- the chart as a decider ---------------------------------------------------------------------------------------
+
+
+class _Cursor:
+    """The model that a pooled machine is parked on: a state value, no domain data."""
+
+    state: Any = None
+
+
+_pool = threading.local()
+_configurations: dict[type[StateChart], dict[str, tuple[str, ...]]] = {}
+_transitions: dict[type[StateChart], dict[str, dict[str, tuple[str, ...]]]] = {}
+
+
+def decide(chart: type[StateChart], state: str, transition: str, *, subject: Any, **facts: Any) -> str:
+    """The leaf state that the transition leads to, or `Refusal`. Guards see `subject` and the facts.
+
+    One machine per thread and chart serves every aggregate: making one costs more than asking it. A machine that
+    entered a final state has stopped, so it is dropped.
+    """
+    machines: dict[type[StateChart], Any] = vars(_pool).setdefault("machines", {})
+    machine = machines.get(chart)
+    if machine is None:
+        machine = machines[chart] = chart(_Cursor())
+    parked = configuration(chart, state)
+    machine.model.state = parked[0] if len(parked) == 1 else OrderedSet(parked)
+    try:
+        machine.send(transition, subject=subject, **facts)
+    except TransitionNotAllowed:
+        raise Refusal("forbidden_state", f"no transition {transition} from state {state}") from None
+    entered = machine.model.state
+    if machine.is_terminated:
+        del machines[chart]
+    return entered if isinstance(entered, str) else str(list(entered)[-1])
+
+
+def configuration(chart: type[StateChart], state: str) -> tuple[str, ...]:
+    """The states that are active together when the leaf is: from the top state to the leaf.
+
+    Raises `TypeError` when two states of the chart bear one name: the library finds that out only at run time.
+    """
+    known = _configurations.get(chart)
+    if known is None:
+        known = {}
+        for parents, each in _walk(chart.states):
+            if each.id in known:
+                raise TypeError(f"{chart.__name__}: two states are named {each.id}")
+            known[each.id] = (*parents, each.id)
+        _configurations[chart] = known
+    return known[state]
+
+
+def transitions(chart: type[StateChart]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """The declared graph: transition name -> source state -> target states."""
+    known = _transitions.get(chart)
+    if known is None:
+        known = {}
+        for _, state in _walk(chart.states):
+            for transition in state.transitions:
+                for event in transition.events:
+                    targets = known.setdefault(str(event), {})
+                    targets[state.id] = (*targets.get(state.id, ()), transition.target.id)
+        _transitions[chart] = known
+    return known
+
+
+def _walk(states: Any, parents: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for state in states:
+        yield parents, state
+        yield from _walk(state.states, (*parents, state.id))
+
+
+def path(aggregate: type[Lifecycled], state: str, subject: Lifecycled | None) -> tuple[str, ...]:
+    """The plan: the owing states from this one on, in order, if every effect succeeds."""
+    passed: list[str] = []
+    while (owed := aggregate.owing.get(state)) is not None:
+        passed.append(state)
+        state = decide(aggregate.chart, state, owed.then, subject=subject)
+    return tuple(passed)

@@ -1,0 +1,60 @@
+"""What may be asked for: flavors, datastores and the arguments that a cloud honours, as data given to each decision.
+
+A decision records what it took from here as facts, so a later change of the catalogue never changes history.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Flavor(msgspec.Struct, frozen=True, kw_only=True):
+    """The size of a server: virtual CPUs and memory in MiB."""
+
+    id: str
+    name: str
+    vcpus: int
+    ram: int
+
+
+class Datastore(msgspec.Struct, frozen=True, kw_only=True):
+    """A database software: its versions, the parameters a tenant may set, what its instances can hold."""
+
+    manager: str
+    versions: tuple[str, ...]
+    parameters: frozenset[str]
+    has_databases: bool = True
+    has_users: bool = True
+
+
+class Quota(msgspec.Struct, frozen=True, kw_only=True):
+    """What a project may hold at once; -1 is without limit. `ram` in MiB, `volumes` in GiB."""
+
+    instances: int = -1
+    ram: int = -1
+    volumes: int = -1
+
+
+class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
+    """What the cloud behind the engine offers.
+
+    `honours` names the optional arguments of create_instance that this cloud carries out; any other one that
+    a command sets is refused `unsupported`.
+    """
+
+    flavors: tuple[Flavor, ...]
+    datastores: tuple[Datastore, ...]
+    availability_zones: tuple[str, ...] = ()
+    volume_types: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    honours: frozenset[str] = frozenset()
+    max_volume_size: int = 1024
+    quota: Quota = Quota()
+
+    def flavor(self, wanted: str) -> Flavor | None:
+        """The flavor of this id or name."""
+        return next((f for f in self.flavors if wanted in (f.id, f.name)), None)
+
+    def datastore(self, manager: str) -> Datastore | None:
+        """The datastore of this manager name."""
+        return next((d for d in self.datastores if d.manager == manager), None)

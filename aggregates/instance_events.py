@@ -1,0 +1,273 @@
+"""What can happen to an instance: one event class for each transition of its chart, and three notes.
+
+The class names are public: they stand in stored topics and in subjects. A fact is a field; whoever reads the log
+needs nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from aggregates import base
+from aggregates.base import Failure, Operation
+from aggregates.catalogue import Flavor
+from aggregates.effects import Database, User
+
+
+class InstanceEvent(base.Event):
+    """Base of an instance's events."""
+
+    kind: ClassVar[str] = "instance"
+
+
+class InstanceRequested(InstanceEvent, base.Created):
+    """create_instance was accepted; nothing exists yet."""
+
+    operation: Operation
+    name: str
+    flavor: Flavor
+    datastore: str
+    datastore_version: str
+    volume_size: int
+    volume_type: str | None
+    databases: tuple[Database, ...]
+    users: tuple[User, ...]
+    root_password_ref: str | None
+    overrides: dict[str, str]
+    availability_zone: str | None
+    keep_on_failure: bool
+
+
+class AttemptFailed(InstanceEvent, base.AttemptFailed):
+    """A try to pay failed in a way that may pass."""
+
+
+class OperationParked(InstanceEvent, base.OperationParked):
+    """Paying has stopped until an operator acts."""
+
+
+class LateOutcome(InstanceEvent, base.LateOutcome):
+    """An effect was paid after the state had changed."""
+
+
+class Transition(InstanceEvent, base.Transitioned):
+    """Base of the lifecycle's events."""
+
+
+class Requested(Transition):
+    """Base of the events that begin an operation."""
+
+    operation: Operation
+    failure: None
+
+
+class RestartRequested(Requested):
+    """restart was accepted."""
+
+
+class RebootRequested(Requested):
+    """reboot was accepted."""
+
+    hard: bool
+
+
+class VolumeResizeRequested(Requested):
+    """resize_volume was accepted."""
+
+    new_volume_size: int
+
+
+class FlavorResizeRequested(Requested):
+    """resize_flavor was accepted."""
+
+    new_flavor: Flavor
+
+
+class MigrationRequested(Requested):
+    """migrate was accepted."""
+
+    target_host: str | None
+
+
+class StopRequested(Requested):
+    """stop_instance was accepted."""
+
+
+class StartRequested(Requested):
+    """start_instance was accepted."""
+
+
+class DeletionRequested(Requested):
+    """delete_instance was accepted; an operation that was running is cancelled by it."""
+
+
+class QuotaReserved(Transition):
+    """The project's quota holds what the instance needs."""
+
+
+class QuotaReleased(Transition):
+    """The project's quota no longer holds what the instance does not need."""
+
+
+class PortCreated(Transition):
+    """The port exists."""
+
+    port_id: str
+    address: str
+
+
+class VolumeCreated(Transition):
+    """The volume exists and is available."""
+
+    volume_id: str
+
+
+class CredentialsIssued(Transition):
+    """The guest may speak to the broker, for this instance alone."""
+
+
+class ServerCreated(Transition):
+    """The server exists and is ACTIVE."""
+
+    server_id: str
+    host: str
+
+
+class VolumeAttached(Transition):
+    """The server holds the volume."""
+
+
+class DatabasePrepared(Transition):
+    """The database is installed, configured, secured and started."""
+
+    port: int
+
+
+class DatabaseHealthy(Transition):
+    """The guest agent reported the database HEALTHY."""
+
+
+class DatabaseRestarted(Transition):
+    """The database was restarted."""
+
+
+class DatabaseStopped(Transition):
+    """The database is stopped."""
+
+
+class DatabaseStarted(Transition):
+    """The database was started."""
+
+
+class ServerRebooted(Transition):
+    """The server was rebooted."""
+
+
+class ServerResized(Transition):
+    """The server has the new flavor, to be confirmed."""
+
+
+class ServerMigrated(Transition):
+    """The server is on another host, to be confirmed."""
+
+    new_host: str
+
+
+class ServerStopped(Transition):
+    """The server is SHUTOFF."""
+
+
+class ServerStarted(Transition):
+    """The server is ACTIVE again."""
+
+
+class ServerReverted(Transition):
+    """The server has its old flavor and host."""
+
+
+class AgentAnswered(Transition):
+    """The guest agent answers again."""
+
+
+class FlavorResizeConfirmed(Transition):
+    """The new flavor holds."""
+
+    flavor: Flavor
+
+
+class MigrationConfirmed(Transition):
+    """The new host holds."""
+
+    host: str
+
+
+class VolumeExtended(Transition):
+    """The volume has the new size."""
+
+    volume_size: int
+
+
+class FileSystemGrown(Transition):
+    """The database can use the new size."""
+
+
+class ServerDeleted(Transition):
+    """No server of the instance exists."""
+
+
+class PortDeleted(Transition):
+    """No port of the instance exists."""
+
+
+class VolumeDeleted(Transition):
+    """No volume of the instance exists."""
+
+
+class CredentialsRevoked(Transition):
+    """The guest's credentials are refused."""
+
+
+class Failed(Transition):
+    """An effect failed for good; what follows undoes the operation, or its end is ERROR."""
+
+    failure: Failure
+
+
+TRANSITIONS: tuple[type[Transition], ...] = (
+    RestartRequested,
+    RebootRequested,
+    VolumeResizeRequested,
+    FlavorResizeRequested,
+    MigrationRequested,
+    StopRequested,
+    StartRequested,
+    DeletionRequested,
+    QuotaReserved,
+    QuotaReleased,
+    PortCreated,
+    VolumeCreated,
+    CredentialsIssued,
+    ServerCreated,
+    VolumeAttached,
+    DatabasePrepared,
+    DatabaseHealthy,
+    DatabaseRestarted,
+    DatabaseStopped,
+    DatabaseStarted,
+    ServerRebooted,
+    ServerResized,
+    ServerMigrated,
+    ServerStopped,
+    ServerStarted,
+    ServerReverted,
+    AgentAnswered,
+    FlavorResizeConfirmed,
+    MigrationConfirmed,
+    VolumeExtended,
+    FileSystemGrown,
+    ServerDeleted,
+    PortDeleted,
+    VolumeDeleted,
+    CredentialsRevoked,
+    Failed,
+)

@@ -1,0 +1,252 @@
+"""The wire contract, v1: subjects, envelopes and answers as typed data. JSON on the wire.
+
+Whatever any publisher, guest agent or reader exchanges with the engine is declared here and nowhere else; the
+AsyncAPI document is generated from this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+
+PREFIX = "holdfast.v1"
+MAX_BODY = 256 * 1024  # bytes of a command's body; the broker's own limit lies above it
+PARTITIONS = 64  # fixed for life: another number would reorder the commands of an aggregate
+PROJECT_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
+
+Project = Annotated[str, Meta(pattern=PROJECT_PATTERN)]
+
+# Headers.
+MSG_ID = "Nats-Msg-Id"
+REPLY_TO = "Holdfast-Reply-To"
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+class CommandEnvelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The body of a command. `args` are those of the command's type in `aggregates/commands.py`.
+
+    `deadline`: the command is rejected `expired` if decided later, and its operation counts as failed if not done by
+    then. `expected_version`: the aggregate's version at its last lifecycle transition, else rejected `conflict`.
+    """
+
+    command_id: UUID
+    args: dict[str, Any]
+    actor: Annotated[str, Meta(min_length=1, max_length=255)]
+    issued_at: datetime
+    expected_version: int | None = None
+    deadline: datetime | None = None
+    traceparent: Annotated[str, Meta(max_length=255)] | None = None
+
+
+class CommandSubject(msgspec.Struct, frozen=True):
+    """The parts of a command's subject."""
+
+    project: str
+    kind: str
+    aggregate_id: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"{PREFIX}.cmd.{self.project}.{self.kind}.{self.aggregate_id}.{self.command}"
+
+
+def message_id(project: str, command_id: UUID, body: bytes) -> str:
+    """The `Nats-Msg-Id` of a command: lets the broker drop a repeated publish. Only a saving, never the truth."""
+    return f"{project}:{command_id}:{content_hash(body)[:16]}"
+
+
+def content_hash(body: bytes) -> str:
+    """The hash by which two bodies under one command id are the same command or not."""
+    return hashlib.sha256(body).hexdigest()
+
+
+class Outcome(StrEnum):
+    """How an operation ended, or that it has not."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What was decided about a command: accepted (`version` of the aggregate with it), or rejected (`code`, `reason`)."""
+
+    command_id: UUID
+    accepted: bool
+    kind: str
+    aggregate_id: str
+    version: int | None = None
+    code: str | None = None
+    reason: str | None = None
+    duplicate: bool = False
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that is no command: why, where it stood, and its body with every secret blanked out."""
+
+    code: str
+    reason: str
+    subject: str
+    sequence: int
+    size: int
+    content: str
+    body: str
+    received_at: datetime
+
+
+class ErrorReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a query that cannot be answered. `code` is stable."""
+
+    code: str
+    message: str
+
+
+# --- guest agents -------------------------------------------------------------------------------------------------
+
+
+class GuestStatus(StrEnum):
+    """What the agent sees of its database."""
+
+    NEW = "NEW"  # nothing is installed yet
+    BUILDING = "BUILDING"  # being prepared
+    STARTING = "STARTING"  # the process runs and does not answer yet
+    HEALTHY = "HEALTHY"  # answers a probe query
+    SHUTDOWN = "SHUTDOWN"  # stopped on command
+    CRASHED = "CRASHED"  # should run, and does not
+    FAILED = "FAILED"  # could not be prepared
+
+
+class VolumeUse(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes used and allowed. `warning` from 95 % on; `read_only` when the agent has made the database so."""
+
+    used: int
+    size: int
+    warning: bool = False
+    read_only: bool = False
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent says every few seconds on `holdfast.v1.hb.<instance id>`. Receive time decides, not `sent_at`.
+
+    `boot` changes with each start of the agent; `position` is the database's own (LSN, GTID, offset).
+    """
+
+    instance_id: UUID
+    boot: str
+    sequence: int
+    sent_at: datetime
+    interval: float
+    status: GuestStatus
+    role: str | None = None
+    position: str | None = None
+    datastore: str | None = None
+    datastore_version: str | None = None
+    volume: VolumeUse | None = None
+
+
+class GuestVerb(StrEnum):
+    """All that an agent can be asked; there is no shell among them."""
+
+    PREPARE = "prepare"
+    STOP = "stop"
+    START = "start"
+    RESTART = "restart"
+    GROW = "grow"
+    REPORT = "report"
+
+
+class GuestRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request on `holdfast.v1.guest.<instance id>.<verb>` (core NATS: stored nowhere, so it may carry secrets).
+
+    `key` is the effect's idempotency key: a repeated request gets the recorded answer, or joins the running one. The
+    agent answers within `wait` seconds, `running` if it is not finished by then: the caller asks again.
+    """
+
+    key: str
+    args: dict[str, Any] = {}
+    wait: float = 5.0
+
+
+class GuestState(StrEnum):
+    """How far a requested verb is."""
+
+    DONE = "done"
+    RUNNING = "running"
+    FAILED = "failed"
+
+
+class GuestReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent's answer. `facts` when done; `error` and whether trying again may help when failed."""
+
+    state: GuestState
+    facts: dict[str, Any] = {}
+    error: str | None = None
+    transient: bool = False
+    progress: str | None = None
+
+
+class PrepareArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """Arguments of `prepare`: a `PrepareDatabase` effect with its secrets filled in. `ram` MiB, `volume_size` GiB."""
+
+    ram: int
+    volume_size: int
+    databases: list[dict[str, Any]]
+    users: list[GuestUser]
+    root_password: str | None
+    overrides: dict[str, str]
+
+
+class GuestUser(msgspec.Struct, frozen=True, kw_only=True):
+    """A database user with its password; lives in memory and on a local socket only."""
+
+    name: str
+    password: str
+    host: str
+    databases: list[str]
+
+
+class StartArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """Arguments of `start`: the configuration for this memory (MiB) is written, then the database started."""
+
+    ram: int
+    overrides: dict[str, str]
+
+
+class GrowArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """Arguments of `grow`: the volume has this size (GiB) now."""
+
+    volume_size: int
+
+
+def command_filter() -> str:
+    """The subjects that the command stream takes: exactly this number of tokens."""
+    return f"{PREFIX}.cmd.*.*.*.*"
+
+
+def heartbeat_subject(instance_id: UUID | str) -> str:
+    """Where the agent of an instance beats; `*` for all."""
+    return f"{PREFIX}.hb.{instance_id}"
+
+
+def guest_subject(instance_id: UUID | str, verb: str) -> str:
+    """Where the agent of an instance is asked."""
+    return f"{PREFIX}.guest.{instance_id}.{verb}"
+
+
+def event_subject(project: str, kind: str, aggregate_id: UUID, name: str) -> str:
+    """Where an event is published."""
+    return f"{PREFIX}.evt.{project}.{kind}.{aggregate_id}.{name}"
+
+
+def query_subject(project: str, model: str, verb: str) -> str:
+    """Where a read model is asked."""
+    return f"{PREFIX}.qry.{project}.{model}.{verb}"
