@@ -258,9 +258,7 @@ class Lifecycled(LibraryAggregate):
         operation: Operation | None = facts.get("operation", self.operation)
         if operation is None:
             raise Refusal("forbidden_state", f"{transition} belongs to no operation")
-        self.trigger_event(
-            self.events[transition], timestamp=at, state=state, operation_id=operation.id, **facts
-        )
+        self.trigger_event(self.events[transition], timestamp=at, state=state, operation_id=operation.id, **facts)
 
     def can(self, transition: str) -> bool:
         """Whether the chart declares the transition from this state."""

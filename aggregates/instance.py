@@ -394,9 +394,7 @@ Instance.owing = {
     "migrate_agent": _agent,
     "migrate_start": _start,
     "migrate_health": _health,
-    "migrate_confirm": Owed(
-        "migration_confirmed", _on_server(ConfirmServer), lambda i: {"host": i.new_host}
-    ),
+    "migrate_confirm": Owed("migration_confirmed", _on_server(ConfirmServer), lambda i: {"host": i.new_host}),
     "undo_migrate_server": _revert,
     "undo_migrate_agent": _agent,
     "undo_migrate_start": _start,

@@ -1,0 +1,39 @@
+# make demo    sets everything up and shows the main job on a real database
+# make test    sets everything up and runs every test
+# make lint    ruff, mypy, import contracts
+# make bench   prints the figures, each with its ratio
+# make docs    writes the generated pages of docs/ again
+# make lock    resolves the dependencies again into requirements*.lock
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
+
+.PHONY: setup demo test lint bench docs lock clean
+.DEFAULT_GOAL := setup
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Holdfast needs Python 3.11 or newer; say make PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup
+	$(BIN)/pytest
+
+lock:
+	$(LOCK) --extra embedded --extra build --extra dev -o requirements-dev.lock
+	$(LOCK) --extra embedded -o requirements.lock
+
+clean:
+	rm -rf $(VENV)
