@@ -73,6 +73,7 @@ class Event(LibraryAggregate.Event):
     """Base of all events. The stored topic is `<kind>.<class name>`: the name is part of the wire contract."""
 
     kind: ClassVar[str] = ""
+    TOPIC: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -209,7 +210,7 @@ class Lifecycled(LibraryAggregate):
     """An aggregate whose state is a leaf of its chart, and whose owing states each owe one effect."""
 
     kind: ClassVar[str]
-    chart: ClassVar[type[StateChart]]
+    chart: ClassVar[type[StateChart[Any]]]
     owing: ClassVar[Mapping[str, Owed[Any]]]
     events: ClassVar[Mapping[str, type[Transitioned]]]
     notes: ClassVar[Mapping[str, type[Event]]]
@@ -324,17 +325,17 @@ class _Cursor:
 
 
 _pool = threading.local()
-_configurations: dict[type[StateChart], dict[str, tuple[str, ...]]] = {}
-_transitions: dict[type[StateChart], dict[str, dict[str, tuple[str, ...]]]] = {}
+_configurations: dict[type[StateChart[Any]], dict[str, tuple[str, ...]]] = {}
+_transitions: dict[type[StateChart[Any]], dict[str, dict[str, tuple[str, ...]]]] = {}
 
 
-def decide(chart: type[StateChart], state: str, transition: str, *, subject: Any, **facts: Any) -> str:
+def decide(chart: type[StateChart[Any]], state: str, transition: str, *, subject: Any, **facts: Any) -> str:
     """The leaf state that the transition leads to, or `Refusal`. Guards see `subject` and the facts.
 
     One machine per thread and chart serves every aggregate: making one costs more than asking it. A machine that
     entered a final state has stopped, so it is dropped.
     """
-    machines: dict[type[StateChart], Any] = vars(_pool).setdefault("machines", {})
+    machines: dict[type[StateChart[Any]], Any] = vars(_pool).setdefault("machines", {})
     machine = machines.get(chart)
     if machine is None:
         machine = machines[chart] = chart(_Cursor())
@@ -350,7 +351,7 @@ def decide(chart: type[StateChart], state: str, transition: str, *, subject: Any
     return entered if isinstance(entered, str) else str(list(entered)[-1])
 
 
-def configuration(chart: type[StateChart], state: str) -> tuple[str, ...]:
+def configuration(chart: type[StateChart[Any]], state: str) -> tuple[str, ...]:
     """The states that are active together when the leaf is: from the top state to the leaf.
 
     Raises `TypeError` when two states of the chart bear one name: the library finds that out only at run time.
@@ -366,7 +367,7 @@ def configuration(chart: type[StateChart], state: str) -> tuple[str, ...]:
     return known[state]
 
 
-def transitions(chart: type[StateChart]) -> dict[str, dict[str, tuple[str, ...]]]:
+def transitions(chart: type[StateChart[Any]]) -> dict[str, dict[str, tuple[str, ...]]]:
     """The declared graph: transition name -> source state -> target states."""
     known = _transitions.get(chart)
     if known is None:

@@ -12,7 +12,7 @@ from typing import Any
 from statemachine import State, StateChart
 
 
-class InstanceLifecycle(StateChart):
+class InstanceLifecycle(StateChart[Any]):
     """BUILD to ACTIVE, out of it into one operation at a time and back, until DELETED."""
 
     allow_event_without_transition = False

@@ -78,7 +78,7 @@ class Outcome(StrEnum):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What was decided about a command: accepted (`version` of the aggregate with it), or rejected (`code`, `reason`)."""
+    """What was decided about a command: accepted (`version` of the aggregate then), or rejected (`code`, `reason`)."""
 
     command_id: UUID
     accepted: bool
