@@ -101,7 +101,7 @@ class ResizeServer(CloudEffect, frozen=True, kw_only=True):
 
 
 class MigrateServer(CloudEffect, frozen=True, kw_only=True):
-    """The server is on another host than `from_host` (on `host` if given) and awaits confirmation. Yields `new_host`."""
+    """The server is on another host than `from_host` (`host` if given), to be confirmed. Yields `new_host`."""
 
     server_id: str
     from_host: str

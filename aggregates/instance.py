@@ -1,7 +1,7 @@
 """A database instance: what it knows of itself, and what it decides about commands.
 
-The chart is in `lifecycle.py`, what each state owes in `obligations.py`. An event class
-stands for each transition and carries the facts that the paid effect yielded. Decisions raise `Refusal` and leave the instance unchanged.
+The chart is in `lifecycle.py`, what each state owes in `obligations.py`. An event class stands for each
+transition and carries the facts that the paid effect yielded. Decisions raise `Refusal` and change nothing then.
 """
 
 from __future__ import annotations

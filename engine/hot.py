@@ -1,0 +1,100 @@
+"""Hot aggregates: those in use lie in memory, and everybody takes turns with them.
+
+A turn is held from decide to commit, so that what one worker's inbox and settler decide about an aggregate is decided
+one after the other. It is no guard against other workers: the store's key of aggregate and version is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+from aggregates.base import Event, Lifecycled
+from engine.recorders import OwingChange
+from engine.store import EventStore
+
+KEPT = 20_000  # aggregates kept in memory, about 4 KiB each
+
+
+class Turn:
+    """One caller's exclusive use of an aggregate. `aggregate` is None when there is none of this id yet."""
+
+    __slots__ = ("aggregate", "aggregate_id")
+
+    def __init__(self, aggregate_id: UUID, aggregate: Any) -> None:
+        self.aggregate_id = aggregate_id
+        self.aggregate = aggregate
+
+    def collect(self) -> tuple[Sequence[Event], list[OwingChange]]:
+        """The events decided in this turn and what they change in the index of owing aggregates."""
+        if self.aggregate is None:
+            return (), []
+        events = self.aggregate.collect_events()
+        if not events or not isinstance(self.aggregate, Lifecycled):
+            return events, []
+        change = OwingChange(
+            aggregate_id=self.aggregate_id,
+            partition=self.aggregate.partition,
+            owes=self.aggregate.owes_in(self.aggregate.state),
+        )
+        return events, [change]
+
+
+class HotAggregates:
+    """Loads, keeps and lends aggregates."""
+
+    def __init__(self, store: EventStore, kept: int = KEPT) -> None:
+        self._store = store
+        self._kept = kept
+        self._aggregates: OrderedDict[UUID, Any] = OrderedDict()
+        self._locks: dict[UUID, asyncio.Lock] = {}
+
+    @asynccontextmanager
+    async def turn(self, aggregate_id: UUID) -> AsyncIterator[Turn]:
+        """Wait for the aggregate and use it alone. Left by an exception, it is forgotten: what was decided on it is
+        not in the log.
+        """
+        lock = self._locks.setdefault(aggregate_id, asyncio.Lock())
+        async with lock:
+            turn = Turn(aggregate_id, await self._load(aggregate_id))
+            try:
+                yield turn
+            except BaseException:
+                self._aggregates.pop(aggregate_id, None)
+                raise
+            else:
+                self._keep(turn)
+            finally:
+                if not lock._waiters:  # noqa: SLF001 - the only way to know that nobody else holds on to it
+                    self._locks.pop(aggregate_id, None)
+
+    async def _load(self, aggregate_id: UUID) -> Any:
+        aggregate = self._aggregates.get(aggregate_id)
+        if aggregate is not None:
+            return aggregate
+        return fold(await self._store.events_of(aggregate_id))
+
+    def _keep(self, turn: Turn) -> None:
+        if turn.aggregate is None:
+            return
+        self._aggregates[turn.aggregate_id] = turn.aggregate
+        self._aggregates.move_to_end(turn.aggregate_id)
+        while len(self._aggregates) > self._kept:
+            self._aggregates.popitem(last=False)
+
+    async def commit(self, turn: Turn) -> None:
+        """Commit what was decided in the turn. Raises `Conflict`: leave the turn with it."""
+        events, owing = turn.collect()
+        if events:
+            await self._store.commit(events, owing=owing)
+
+
+def fold(events: Sequence[Any], aggregate: Any = None) -> Any:
+    """The aggregate that the events lead to: the library's projector without its check of each event's protocol."""
+    for event in events:
+        aggregate = event.mutate(aggregate)
+    return aggregate

@@ -1,0 +1,68 @@
+"""Events to stored bytes and back, as typed JSON that reads well in SQL. Upcasts what older versions stored.
+
+A stored event says its class version once it is above 1; reading brings it up by the event class's
+`upcast_v<n>_v<n+1>(state)` functions, as the library does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from eventsourcing.domain import DomainEventProtocol
+from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
+from eventsourcing.utils import TopicError, get_topic, resolve_topic
+
+# Loading them registers their topics.
+from aggregates import health, instance_events, quota, record
+
+KNOWN = (health, instance_events, quota, record)
+
+
+class UnknownEventError(Exception):
+    """The log holds an event that this version does not know: a newer worker wrote it. Code `unknown_event`."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(f"this version knows no event {topic}; it was written by a newer one: upgrade this process")
+        self.topic = topic
+
+
+class MsgspecMapper(Mapper[Any]):
+    """The library's mapper with msgspec in place of its transcoder: several times cheaper, and typed."""
+
+    def __init__(self) -> None:
+        super().__init__(transcoder=JSONTranscoder())
+        self._encode = msgspec.json.Encoder().encode
+        self._decoders: dict[str, tuple[type[Any], int, msgspec.json.Decoder[Any]]] = {}
+
+    def to_stored_event(self, domain_event: DomainEventProtocol[Any]) -> StoredEvent:
+        """Encode; the version of the class goes along when it is above 1."""
+        state = self._encode(domain_event)
+        version = getattr(type(domain_event), "class_version", 1)
+        if version > 1:
+            state = b'{"class_version":%d,' % version + state[1:]
+        return StoredEvent(
+            domain_event.originator_id, domain_event.originator_version, get_topic(type(domain_event)), state
+        )
+
+    def to_domain_event(self, stored_event: StoredEvent) -> Any:
+        """Decode and bring up to date. Raises `UnknownEventError`."""
+        known = self._decoders.get(stored_event.topic)
+        if known is None:
+            known = self._decoders[stored_event.topic] = self._prepare(stored_event.topic)
+        event_class, version, decoder = known
+        if version == 1:
+            return decoder.decode(stored_event.state)
+        state = msgspec.json.decode(stored_event.state)
+        stored_version = state.pop("class_version", 1)
+        for older in range(stored_version, version):
+            getattr(event_class, f"upcast_v{older}_v{older + 1}")(state)
+        return msgspec.convert(state, event_class)
+
+    @staticmethod
+    def _prepare(topic: str) -> tuple[type[Any], int, msgspec.json.Decoder[Any]]:
+        try:
+            event_class = resolve_topic(topic)
+        except TopicError as unknown:
+            raise UnknownEventError(topic) from unknown
+        return event_class, getattr(event_class, "class_version", 1), msgspec.json.Decoder(event_class)

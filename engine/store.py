@@ -1,0 +1,313 @@
+"""The event store: what was decided is in the log once and for ever, before anybody learns of it.
+
+Commits of many callers go to the database in one transaction (group commit) by one writer thread; a caller whose
+events lose against another writer gets `Conflict`, the rest is committed. Reading never waits for the writer's
+fsync. An unreachable database is waited for; nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+from urllib.parse import unquote, urlsplit
+from uuid import UUID
+
+import msgspec
+import structlog
+from eventsourcing.persistence import IntegrityError, InterfaceError, OperationalError, Tracking
+from eventsourcing.postgres import PostgresDatastore
+
+from aggregates.base import Event
+from aggregates.record import CommandAccepted, CommandRejected, record_id
+from engine.mapper import MsgspecMapper
+from engine.recorders import (
+    DurableSQLiteDatastore,
+    EventRecorder,
+    Extras,
+    OwingChange,
+    PostgresEventRecorder,
+    SQLiteEventRecorder,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+log = structlog.get_logger(__name__)
+
+GROUP = 2048  # events of one transaction at most, so that the first caller does not wait for the last for long
+
+
+class Conflict(Exception):  # noqa: N818 - the field's word
+    """The events lost against another writer: an aggregate's version, a record or a position is taken. Reload."""
+
+
+class StoreInUseError(Exception):
+    """Another process writes this SQLite store. Code `store_in_use`."""
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """An event as it stands in the log. `position` grows along the log; gaps are normal."""
+
+    position: int
+    aggregate_id: UUID
+    version: int
+    topic: str
+    event: Any
+
+
+class _Unit:
+    """What one caller wants committed together."""
+
+    __slots__ = ("done", "events", "owing", "positions")
+
+    def __init__(self, events: Sequence[Event], positions: Sequence[Tracking], owing: Sequence[OwingChange]) -> None:
+        self.events = events
+        self.positions = positions
+        self.owing = owing
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class EventLog:
+    """Reading the log: synchronous, from any thread, also from other processes than the writer's."""
+
+    def __init__(self, recorder: EventRecorder, mapper: MsgspecMapper) -> None:
+        self.recorder = recorder
+        self.mapper = mapper
+
+    def read(self, after: int, limit: int) -> list[Stored]:
+        """Up to `limit` events after the position. Raises `UnknownEventError`."""
+        notifications = self.recorder.select_notifications(after, limit, inclusive_of_start=False)
+        return [
+            Stored(n.id, _uuid(n.originator_id), n.originator_version, n.topic, self.mapper.to_domain_event(n))
+            for n in notifications
+        ]
+
+    def end(self) -> int:
+        """The position of the last event; 0 when there is none."""
+        return self.recorder.max_notification_id() or 0
+
+    def events_of(self, aggregate_id: UUID, after: int = 0) -> list[Any]:
+        """The aggregate's events after a version, in order."""
+        return [self.mapper.to_domain_event(s) for s in self.recorder.select_events(aggregate_id, gt=after)]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.recorder.datastore.close()
+
+
+def _uuid(value: UUID | str) -> UUID:
+    return value if isinstance(value, UUID) else UUID(value)
+
+
+class EventStore:
+    """The writing side, on the event loop. Open with `open_store`; `close` waits for what was handed in."""
+
+    def __init__(self, recorder: EventRecorder, lock: int | None = None) -> None:
+        self.mapper = MsgspecMapper()
+        self.log = EventLog(recorder, self.mapper)
+        self._recorder = recorder
+        self._lock = lock
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="store-reader")
+        self._pending: list[_Unit] = []
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+        self._listeners: list[Callable[[Sequence[Event]], None]] = []
+
+    def start(self) -> None:
+        """Begin to commit."""
+        self._task = asyncio.create_task(self._commit_groups(), name="store-writer")
+
+    async def close(self) -> None:
+        """Commit what was handed in, then let go of the database."""
+        self._closing = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+        self._writer.shutdown()
+        self._readers.shutdown()
+        self.log.close()
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def listen(self, listener: Callable[[Sequence[Event]], None]) -> None:
+        """Have the listener called on the loop with the events of each commit, after it."""
+        self._listeners.append(listener)
+
+    # --- writing --------------------------------------------------------------------------------------------------
+
+    async def commit(
+        self,
+        events: Sequence[Event],
+        *,
+        positions: Sequence[Tracking] = (),
+        owing: Sequence[OwingChange] = (),
+    ) -> None:
+        """Commit all or nothing; returns when it is durable. Raises `Conflict`."""
+        if self._closing:
+            raise RuntimeError("the event store is closed")
+        unit = _Unit(events, positions, owing)
+        self._pending.append(unit)
+        self._wake.set()
+        await unit.done
+
+    async def _commit_groups(self) -> None:
+        while not (self._closing and not self._pending):
+            await self._wake.wait()
+            self._wake.clear()
+            while self._pending:
+                await self._commit_group(self._take_group())
+
+    def _take_group(self) -> list[_Unit]:
+        size = taken = 0
+        for unit in self._pending:
+            size += len(unit.events)
+            if taken and size > GROUP:
+                break
+            taken += 1
+        group, self._pending = self._pending[:taken], self._pending[taken:]
+        return group
+
+    async def _commit_group(self, group: list[_Unit]) -> None:
+        try:
+            await self._write(group)
+        except IntegrityError as lost:
+            if len(group) > 1:
+                for unit in group:
+                    await self._commit_group([unit])
+                return
+            group[0].done.set_exception(Conflict(str(lost)))
+            return
+        except Exception as error:  # noqa: BLE001 - handed to every caller of the group
+            for unit in group:
+                unit.done.set_exception(error)
+            return
+        for unit in group:
+            if not unit.done.cancelled():
+                unit.done.set_result(None)
+        committed = [event for unit in group for event in unit.events]
+        for listener in self._listeners:
+            listener(committed)
+
+    async def _write(self, group: list[_Unit]) -> None:
+        loop = asyncio.get_running_loop()
+        pause = 0.1
+        while True:
+            try:
+                await loop.run_in_executor(self._writer, self._insert, group)
+            except (OperationalError, InterfaceError) as unavailable:
+                log.warning("store_unavailable", error=str(unavailable), retry_in=pause)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 5.0)
+            else:
+                return
+
+    def _insert(self, group: list[_Unit]) -> None:
+        stored = [self.mapper.to_stored_event(event) for unit in group for event in unit.events]
+        extras = Extras(
+            positions=[position for unit in group for position in unit.positions],
+            owing=[change for unit in group for change in unit.owing],
+        )
+        self._recorder.insert_events(stored, extras=extras)
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    async def events_of(self, aggregate_id: UUID, after: int = 0) -> list[Any]:
+        """The aggregate's events after a version. Raises `UnknownEventError`."""
+        return await self._reading(self.log.events_of, aggregate_id, after)
+
+    async def owing(self) -> list[tuple[UUID, int]]:
+        """Aggregates that owe something, with their partitions."""
+        return await self._reading(self._recorder.select_owing)
+
+    async def existing(self, ids: Iterable[UUID]) -> set[UUID]:
+        """Those of the aggregates that exist."""
+        return await self._reading(self._recorder.select_existing, list(ids))
+
+    async def position(self, name: str) -> int | None:
+        """The position recorded under a name."""
+        return await self._reading(self._recorder.max_tracking_id, name)
+
+    async def decision(self, project: str, command_id: UUID) -> CommandAccepted | CommandRejected | None:
+        """The record of a command, if it was decided."""
+        events = await self.events_of(record_id(project, command_id))
+        return events[0] if events else None
+
+    async def read(self, after: int, limit: int) -> list[Stored]:
+        """Up to `limit` events of the log after the position."""
+        return await self._reading(self.log.read, after, limit)
+
+    async def _reading(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        call = functools.partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, call)
+
+
+def open_log(url: str) -> EventLog:
+    """The log for a process that only reads it. The store must exist."""
+    return EventLog(_recorder(url, create=False), MsgspecMapper())
+
+
+def open_store(url: str, *, lock: Path | None = None) -> EventStore:
+    """The event store at `sqlite:///<path>` or `postgresql://user:password@host:port/database?schema=<schema>`.
+
+    A SQLite store has one writing process, held by the lock file. Raises `StoreInUseError`.
+    """
+    held = _acquire(lock) if lock is not None and url.startswith("sqlite:") else None
+    return EventStore(_recorder(url, create=True), held)
+
+
+def _acquire(path: Path) -> int:
+    held = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(held, 64, 0).decode(errors="replace").strip()
+        os.close(held)
+        raise StoreInUseError(
+            f"process {holder or 'unknown'} writes the event store already ({path}): stop it, choose another --state, "
+            "or use a PostgreSQL store to run several workers"
+        ) from None
+    os.ftruncate(held, 0)
+    os.pwrite(held, str(os.getpid()).encode(), 0)
+    return held
+
+
+def _recorder(url: str, *, create: bool) -> EventRecorder:
+    parts = urlsplit(url)
+    recorder: EventRecorder
+    if parts.scheme == "sqlite":
+        recorder = SQLiteEventRecorder(DurableSQLiteDatastore(f"file:{unquote(parts.path)}"))
+    elif parts.scheme in {"postgresql", "postgres"}:
+        recorder = PostgresEventRecorder(_postgres(url))
+    else:
+        raise ValueError(f"an event store's URL begins with sqlite: or postgresql:, not {parts.scheme!r}")
+    if create:
+        recorder.create_table()
+    return recorder
+
+
+def _postgres(url: str) -> PostgresDatastore:
+    parts = urlsplit(url)
+    options = dict(pair.partition("=")[::2] for pair in parts.query.split("&") if pair)
+    return PostgresDatastore(
+        dbname=unquote(parts.path.lstrip("/")),
+        host=parts.hostname or "127.0.0.1",
+        port=parts.port or 5432,
+        user=unquote(parts.username or ""),
+        password=unquote(parts.password or ""),
+        schema=options.get("schema", ""),
+        connect_timeout=10,
+        # A worker stopped inside its transaction must not hold the others for long.
+        lock_timeout=5,
+        idle_in_transaction_session_timeout=5,
+        pool_size=4,
+        max_overflow=4,
+        pre_ping=True,
+    )
