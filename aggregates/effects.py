@@ -20,6 +20,11 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         """The effect's name as read models show it."""
         return type(self).__name__
 
+    @property
+    def waits(self) -> bool:
+        """Whether paying only waits and looks, so that it may be given up at any moment."""
+        return False
+
 
 class SendCommand(Effect, frozen=True, kw_only=True):
     """Another aggregate has decided the command; paid when its record is in the log.
@@ -185,9 +190,10 @@ class Database(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class PrepareDatabase(GuestEffect, frozen=True, kw_only=True):
     """The datastore is installed, configured, secured and running, with these databases and users.
 
-    Yields `port` (TCP). `ram` is the flavor's memory in MiB.
+    Yields `port` (TCP). `ram` is the flavor's memory in MiB; secrets belong to `project`.
     """
 
+    project: str
     datastore: str
     datastore_version: str
     ram: int
@@ -222,6 +228,16 @@ class GrowFileSystem(GuestEffect, frozen=True, kw_only=True):
 class AwaitAgent(GuestEffect, frozen=True, kw_only=True):
     """The guest agent answers. Yields no facts."""
 
+    @property
+    def waits(self) -> bool:
+        """It looks, and changes nothing."""
+        return True
+
 
 class AwaitHealthy(GuestEffect, frozen=True, kw_only=True):
     """The guest agent reports the database HEALTHY. Yields no facts."""
+
+    @property
+    def waits(self) -> bool:
+        """It looks, and changes nothing."""
+        return True

@@ -54,6 +54,14 @@ class HealthChanged(HealthEvent):
         aggregate.health = self.health
 
 
+class HealthForgotten(HealthEvent):
+    """The instance is deleted; nothing is listened for any more."""
+
+    def apply(self, aggregate: Any) -> None:
+        """Assign."""
+        aggregate.watched = False
+
+
 class Health(LibraryAggregate):
     """The health of one instance."""
 
@@ -75,6 +83,7 @@ class Health(LibraryAggregate):
         self.partition = partition
         self.instance_id = instance_id
         self.health = HealthStatus.UNKNOWN
+        self.watched = True
 
     @classmethod
     def watch(cls, instance_id: UUID, *, project: str, partition: int, at: datetime) -> Health:
@@ -90,5 +99,10 @@ class Health(LibraryAggregate):
 
     def observe(self, health: HealthStatus, reason: str, *, at: datetime) -> None:
         """Record a change; the same health again is no event."""
-        if health is not self.health:
+        if self.watched and health != self.health:
             self.trigger_event(HealthChanged, timestamp=at, health=health, previous=self.health, reason=reason)
+
+    def forget(self, *, at: datetime) -> None:
+        """Stop listening; forgetting twice is no second event."""
+        if self.watched:
+            self.trigger_event(HealthForgotten, timestamp=at)

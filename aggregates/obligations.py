@@ -112,6 +112,7 @@ def _attachment(i: Instance) -> EnsureAttachment:
 def _prepare(i: Instance) -> PrepareDatabase:
     return PrepareDatabase(
         instance_id=i.id,
+        project=i.project,
         datastore=i.datastore,
         datastore_version=i.datastore_version,
         ram=i.flavor.ram,

@@ -32,7 +32,7 @@ class Decided(Event):
     command_id: UUID
     command: str
     aggregate_kind: str
-    aggregate_id: UUID
+    aggregate_id: str
     actor: str
     content: str
     sequence: int

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from aggregates.base import Event, Lifecycled
 from engine.recorders import OwingChange
-from engine.store import EventStore
+from engine.store import EventStore, fold
 
 KEPT = 20_000  # aggregates kept in memory, about 4 KiB each
 
@@ -91,10 +91,3 @@ class HotAggregates:
         events, owing = turn.collect()
         if events:
             await self._store.commit(events, owing=owing)
-
-
-def fold(events: Sequence[Any], aggregate: Any = None) -> Any:
-    """The aggregate that the events lead to: the library's projector without its check of each event's protocol."""
-    for event in events:
-        aggregate = event.mutate(aggregate)
-    return aggregate

@@ -80,7 +80,7 @@ class Outcome(StrEnum):
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What was decided about a command: accepted (`version` of the aggregate then), or rejected (`code`, `reason`)."""
 
-    command_id: UUID
+    command_id: UUID | None
     accepted: bool
     kind: str
     aggregate_id: str
@@ -101,6 +101,23 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     content: str
     body: str
     received_at: datetime
+
+
+class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as it is published: CloudEvents 1.0 in structured mode, with the extension `sequence`.
+
+    `id` is aggregate id and version, `sequence` the position in the log as text; `data` the event's facts.
+    """
+
+    specversion: str = "1.0"
+    id: str
+    source: str
+    type: str
+    subject: str
+    time: datetime
+    sequence: str
+    datacontenttype: str = "application/json"
+    data: dict[str, Any]
 
 
 class ErrorReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,3 +267,8 @@ def event_subject(project: str, kind: str, aggregate_id: UUID, name: str) -> str
 def query_subject(project: str, model: str, verb: str) -> str:
     """Where a read model is asked."""
     return f"{PREFIX}.qry.{project}.{model}.{verb}"
+
+
+def dead_letter_subject(project: str, code: str) -> str:
+    """Where a message that is no command is kept."""
+    return f"{PREFIX}.dlq.{project}.{code}"

@@ -24,6 +24,7 @@ from eventsourcing.persistence import IntegrityError, InterfaceError, Operationa
 from eventsourcing.postgres import PostgresDatastore
 
 from aggregates.base import Event
+from aggregates.health import Health, HealthForgotten, HealthWatched
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from engine.mapper import MsgspecMapper
 from engine.recorders import (
@@ -95,6 +96,17 @@ class EventLog:
     def events_of(self, aggregate_id: UUID, after: int = 0) -> list[Any]:
         """The aggregate's events after a version, in order."""
         return [self.mapper.to_domain_event(s) for s in self.recorder.select_events(aggregate_id, gt=after)]
+
+    def watched(self) -> list[Health]:
+        """The health of every instance whose beats are listened for."""
+        topics = [HealthWatched.TOPIC, HealthForgotten.TOPIC]
+        found: dict[UUID, bool] = {}
+        after = 0
+        while page := self.recorder.select_notifications(after, 1000, topics=topics, inclusive_of_start=False):
+            for notification in page:
+                found[_uuid(notification.originator_id)] = notification.topic == HealthWatched.TOPIC
+            after = page[-1].id
+        return [fold(self.events_of(health_id)) for health_id, watched in found.items() if watched]
 
     def close(self) -> None:
         """Close the connections."""
@@ -240,6 +252,10 @@ class EventStore:
         events = await self.events_of(record_id(project, command_id))
         return events[0] if events else None
 
+    async def watched(self) -> list[Health]:
+        """The health of every instance whose beats are listened for."""
+        return await self._reading(self.log.watched)
+
     async def read(self, after: int, limit: int) -> list[Stored]:
         """Up to `limit` events of the log after the position."""
         return await self._reading(self.log.read, after, limit)
@@ -247,6 +263,13 @@ class EventStore:
     async def _reading(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         call = functools.partial(function, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._readers, call)
+
+
+def fold(events: Sequence[Any], aggregate: Any = None) -> Any:
+    """The aggregate that the events lead to: the library's projector without its check of each event's protocol."""
+    for event in events:
+        aggregate = event.mutate(aggregate)
+    return aggregate
 
 
 def open_log(url: str) -> EventLog:

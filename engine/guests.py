@@ -1,0 +1,157 @@
+"""Paying what guests owe: requests to guest agents over core NATS, with the secrets filled in on the way.
+
+A request is repeated under the same key until the agent says done or failed, so a lost answer, a slow database or an
+agent started anew changes nothing. What is sent is stored nowhere. An agent that does not answer is a transient error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+
+from aggregates.effects import (
+    AwaitAgent,
+    AwaitHealthy,
+    GrowFileSystem,
+    GuestEffect,
+    PrepareDatabase,
+    RestartDatabase,
+    StartDatabase,
+    StopDatabase,
+)
+from engine.clouds.port import FinalError, TransientError
+from engine.messages import (
+    GrowArgs,
+    GuestReply,
+    GuestRequest,
+    GuestState,
+    GuestUser,
+    GuestVerb,
+    PrepareArgs,
+    StartArgs,
+    guest_subject,
+)
+
+ANSWER = 5.0  # seconds that the agent may hold an answer back
+SLACK = 3.0  # seconds more before the request counts as lost
+SILENCE = 60.0  # seconds without any answer after which the try counts as failed
+WORK = 1800.0  # seconds one try of a verb may take
+POLL = 0.15
+
+
+class Secrets(Protocol):
+    """Where references become secrets."""
+
+    def get(self, reference: str, *, project: str) -> str:
+        """The secret. Raises `KeyError` or a subclass when there is none."""
+        ...
+
+
+class Guests:
+    """Speaks to the agents of all instances."""
+
+    def __init__(self, client: Client, secrets: Secrets) -> None:
+        self._client = client
+        self._secrets = secrets
+
+    async def pay(self, effect: GuestEffect, key: str) -> Mapping[str, Any]:
+        """Bring it about through the agent. Raises `TransientError` or `FinalError`."""
+        match effect:
+            case PrepareDatabase():
+                return await self._call(effect, GuestVerb.PREPARE, key, await self._prepare_args(effect))
+            case StartDatabase():
+                return await self._call(
+                    effect, GuestVerb.START, key, StartArgs(ram=effect.ram, overrides=effect.overrides)
+                )
+            case StopDatabase():
+                return await self._call(effect, GuestVerb.STOP, key)
+            case RestartDatabase():
+                return await self._call(effect, GuestVerb.RESTART, key)
+            case GrowFileSystem():
+                return await self._call(effect, GuestVerb.GROW, key, GrowArgs(volume_size=effect.volume_size))
+            case AwaitAgent():
+                await self._await_report(effect, key, healthy=False)
+            case AwaitHealthy():
+                await self._await_report(effect, key, healthy=True)
+            case _:
+                raise FinalError("unsupported", f"guests do not know {effect.name}")
+        return {}
+
+    async def _prepare_args(self, effect: PrepareDatabase) -> PrepareArgs:
+        return await asyncio.to_thread(self._with_secrets, effect)
+
+    def _with_secrets(self, effect: PrepareDatabase) -> PrepareArgs:
+        def secret(reference: str) -> str:
+            try:
+                return self._secrets.get(reference, project=effect.project)
+            except KeyError as missing:
+                raise FinalError(
+                    "secret_not_found", f"no secret {reference}: put it again, then create anew"
+                ) from missing
+
+        return PrepareArgs(
+            ram=effect.ram,
+            volume_size=effect.volume_size,
+            databases=[msgspec.to_builtins(d) for d in effect.databases],
+            users=[
+                GuestUser(name=u.name, password=secret(u.password_ref), host=u.host, databases=list(u.databases))
+                for u in effect.users
+            ],
+            root_password=None if effect.root_password_ref is None else secret(effect.root_password_ref),
+            overrides=effect.overrides,
+        )
+
+    async def _call(
+        self, effect: GuestEffect, verb: GuestVerb, key: str, args: msgspec.Struct | None = None
+    ) -> Mapping[str, Any]:
+        begun = heard = time.monotonic()
+        request = GuestRequest(key=key, args={} if args is None else msgspec.to_builtins(args), wait=ANSWER)
+        while True:
+            reply = await self._ask(effect, verb, request)
+            now = time.monotonic()
+            if reply is None:
+                if now - heard > SILENCE:
+                    raise TransientError("guest_unreachable", f"the guest agent has not answered for {SILENCE:.0f} s")
+                await asyncio.sleep(POLL)
+                continue
+            heard = now
+            if reply.state is GuestState.DONE:
+                return reply.facts
+            if reply.state is GuestState.FAILED:
+                error = TransientError if reply.transient else FinalError
+                raise error("guest_error", reply.error or f"{verb} failed")
+            if now - begun > WORK:
+                raise TransientError("guest_timeout", f"{verb} was not finished within {WORK:.0f} s")
+
+    async def _ask(self, effect: GuestEffect, verb: GuestVerb, request: GuestRequest) -> GuestReply | None:
+        """One request; None when no answer came."""
+        try:
+            message = await self._client.request(
+                guest_subject(effect.instance_id, verb), msgspec.json.encode(request), timeout=request.wait + SLACK
+            )
+            return msgspec.json.decode(message.data, type=GuestReply)
+        except (nats.errors.NoRespondersError, nats.errors.TimeoutError, TimeoutError, nats.errors.Error, OSError):
+            return None
+        except msgspec.DecodeError as error:
+            raise FinalError("guest_error", f"the guest agent's answer cannot be read: {error}") from error
+
+    async def _await_report(self, effect: GuestEffect, key: str, *, healthy: bool) -> None:
+        deadline = time.monotonic() + SILENCE
+        status = "no answer"
+        while time.monotonic() < deadline:
+            reply = await self._ask(effect, GuestVerb.REPORT, GuestRequest(key=key, wait=1.0))
+            if reply is not None:
+                status = str(reply.facts.get("status", "unknown"))
+                if not healthy or status == "HEALTHY":
+                    return
+                if status == "FAILED":
+                    raise FinalError("guest_error", f"the guest reports {status}: {reply.error or 'see its log'}")
+            await asyncio.sleep(POLL)
+        what = "did not become healthy" if healthy else "did not answer"
+        raise TransientError("guest_timeout", f"the guest {what} within {SILENCE:.0f} s; last report: {status}")

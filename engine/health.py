@@ -1,0 +1,155 @@
+"""Health from heartbeats: beats are counted in memory, only changes of health become events.
+
+Receive time decides, never a guest's clock. Nobody is marked down because this process was away: silence counts from
+when it began to listen, and begins anew after a lost broker or a stall of its own. It says DOWN for what it cannot
+hear; why it is silent is for others to find out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from uuid import UUID
+
+import msgspec
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from aggregates.base import Event
+from aggregates.health import Health, HealthStatus, health_id
+from aggregates.instance import Instance
+from engine.hot import HotAggregates
+from engine.messages import GuestStatus, Heartbeat, heartbeat_subject
+from engine.store import Conflict, EventStore
+
+log = structlog.get_logger(__name__)
+
+TICK = 1.0
+STALL = 3.0  # seconds a tick may be late before silence is our own fault
+SUSPECT_AFTER = 3  # beats missed
+DOWN_AFTER = 10
+LEAST_INTERVAL = 1.0
+
+# While an operation runs or the server is off, silence is expected.
+EXPECTED = frozenset({"ACTIVE", "ERROR"})
+
+
+class _Heard:
+    """The last beat of an instance, and what its health was last recorded as."""
+
+    __slots__ = ("at", "beat", "recorded")
+
+    def __init__(self, at: float, beat: Heartbeat | None, recorded: HealthStatus) -> None:
+        self.at = at
+        self.beat = beat
+        self.recorded = recorded
+
+
+class HealthMonitor:
+    """Listens to all agents and records changes of health."""
+
+    def __init__(self, client: Client, store: EventStore, hot: HotAggregates) -> None:
+        self._client = client
+        self._store = store
+        self._hot = hot
+        self._decode = msgspec.json.Decoder(Heartbeat).decode
+        self._heard: dict[UUID, _Heard] = {}
+        self._gone: set[UUID] = set()
+        self._listening_since = time.monotonic()
+        store.listen(self._on_commit)
+
+    async def run(self) -> None:
+        """Listen and record until cancelled."""
+        await self._take_up()
+        self._listening_since = time.monotonic()
+        subscription = await self._client.subscribe(heartbeat_subject("*"), cb=self._on_beat)
+        last = time.monotonic()
+        try:
+            while True:
+                await asyncio.sleep(TICK)
+                moment = time.monotonic()
+                if moment - last > TICK + STALL or not self._client.is_connected:
+                    self._listening_since = moment
+                last = moment
+                await self._look(moment)
+        finally:
+            if self._client.is_connected:
+                await subscription.unsubscribe()
+
+    async def _take_up(self) -> None:
+        """Those whose health was watched before: their silence must be noticed even if they never beat again."""
+        for health in await self._store.watched():
+            self._heard[health.instance_id] = _Heard(time.monotonic(), None, health.health)
+
+    async def _on_beat(self, message: Msg) -> None:
+        try:
+            beat = self._decode(message.data)
+        except msgspec.DecodeError:
+            log.warning("heartbeat_malformed", subject=message.subject, size=len(message.data))
+            return
+        if not message.subject.endswith(str(beat.instance_id)) or beat.instance_id in self._gone:
+            return
+        heard = self._heard.get(beat.instance_id)
+        if heard is None:
+            self._heard[beat.instance_id] = _Heard(time.monotonic(), beat, HealthStatus.UNKNOWN)
+        else:
+            heard.at, heard.beat = time.monotonic(), beat
+
+    def _on_commit(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if getattr(event, "state", None) == "DELETED":
+                self._gone.add(event.originator_id)
+
+    async def _look(self, moment: float) -> None:
+        for instance_id, heard in list(self._heard.items()):
+            if instance_id in self._gone:
+                del self._heard[instance_id]
+                await self._forget(instance_id)
+                continue
+            health, reason = self._judge(heard, moment)
+            if health is not heard.recorded:
+                await self._record(instance_id, heard, health, reason)
+
+    def _judge(self, heard: _Heard, moment: float) -> tuple[HealthStatus, str]:
+        interval = max(heard.beat.interval if heard.beat is not None else 2 * LEAST_INTERVAL, LEAST_INTERVAL)
+        silence = moment - max(heard.at, self._listening_since)
+        if silence > SUSPECT_AFTER * interval:
+            down = silence > DOWN_AFTER * interval or heard.recorded is HealthStatus.DOWN
+            return HealthStatus.DOWN if down else HealthStatus.SUSPECT, f"no heartbeat for {silence:.0f} s"
+        if heard.beat is None:
+            return heard.recorded, ""
+        if heard.beat.status is GuestStatus.HEALTHY:
+            return HealthStatus.HEALTHY, "the guest agent reports HEALTHY"
+        known = heard.recorded is not HealthStatus.UNKNOWN
+        return HealthStatus.SUSPECT if known else HealthStatus.UNKNOWN, f"the guest agent reports {heard.beat.status}"
+
+    async def _record(self, instance_id: UUID, heard: _Heard, health: HealthStatus, reason: str) -> None:
+        async with self._hot.turn(instance_id) as turn:
+            instance = turn.aggregate
+        if not isinstance(instance, Instance) or instance.state == "DELETED":
+            self._gone.add(instance_id)
+            return
+        if health is not HealthStatus.HEALTHY and instance.status not in EXPECTED:
+            return
+        now = datetime.now(UTC)
+        try:
+            async with self._hot.turn(health_id(instance_id)) as turn:
+                if turn.aggregate is None:
+                    turn.aggregate = Health.watch(
+                        instance_id, project=instance.project, partition=instance.partition, at=now
+                    )
+                turn.aggregate.observe(health, reason, at=now)
+                await self._hot.commit(turn)
+        except Conflict:
+            return  # another worker recorded it first; the next look sees what it is now
+        heard.recorded = health
+        log.info("health_changed", instance_id=str(instance_id), health=str(health), reason=reason)
+
+    async def _forget(self, instance_id: UUID) -> None:
+        async with self._hot.turn(health_id(instance_id)) as turn:
+            if isinstance(turn.aggregate, Health):
+                turn.aggregate.forget(at=datetime.now(UTC))
+                await self._hot.commit(turn)

@@ -1,0 +1,119 @@
+"""The outbox: every event of the log is published to NATS as a CloudEvent, in order for each aggregate.
+
+At least once: what was published and not noted is published again after a crash, under the same id, which the broker
+drops within its window. It is no source of truth; whoever missed events reads them from the log's read models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import nats.errors
+import structlog
+from eventsourcing.persistence import Tracking
+from nats.aio.client import Client
+from nats.js.errors import APIError
+
+from aggregates.base import Event
+from engine.messages import CloudEvent, event_subject
+from engine.store import EventStore, Stored
+
+log = structlog.get_logger(__name__)
+
+POSITION = "outbox"
+PAGE = 500
+POLL = 5.0  # seconds; a commit of this process wakes it at once
+PROJECTS_KEPT = 50_000
+
+
+class Outbox:
+    """Publishes one store's log."""
+
+    def __init__(self, client: Client, store: EventStore) -> None:
+        self._stream = client.jetstream()
+        self._store = store
+        self._wake = asyncio.Event()
+        self._projects: OrderedDict[UUID, str] = OrderedDict()
+        store.listen(self._on_commit)
+
+    def _on_commit(self, events: Sequence[Event]) -> None:
+        if events:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Publish until cancelled; a lost broker is waited for."""
+        position = await self._store.position(POSITION) or 0
+        pause = 0.1
+        while True:
+            try:
+                position = await self._publish_page(position)
+                pause = 0.1
+            except (nats.errors.Error, APIError, OSError, TimeoutError) as lost:
+                log.warning("outbox_interrupted", error=repr(lost), retry_in=pause)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 5.0)
+
+    async def _publish_page(self, position: int) -> int:
+        page = await self._store.read(position, PAGE)
+        if not page:
+            await self._sleep()
+            return position
+        for stored in page:
+            self._remember(stored)
+        messages = [await self._message(stored) for stored in page]
+        # Handed over in order and awaited together: one connection keeps the order.
+        await asyncio.gather(
+            *(
+                self._stream.publish(subject, body, headers={"Nats-Msg-Id": message_id}, timeout=10)
+                for subject, body, message_id in messages
+            )
+        )
+        await self._store.commit([], positions=[Tracking(POSITION, page[-1].position)])
+        return page[-1].position
+
+    async def _sleep(self) -> None:
+        try:
+            async with asyncio.timeout(POLL):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        self._wake.clear()
+
+    def _remember(self, stored: Stored) -> None:
+        project = getattr(stored.event, "project", None)
+        if project is not None:
+            self._projects[stored.aggregate_id] = project
+            while len(self._projects) > PROJECTS_KEPT:
+                self._projects.popitem(last=False)
+
+    async def _message(self, stored: Stored) -> tuple[str, bytes, str]:
+        project = self._projects.get(stored.aggregate_id)
+        if project is None:
+            first = (await self._store.events_of(stored.aggregate_id))[0]
+            project = self._projects[stored.aggregate_id] = first.project
+        kind, _, name = stored.topic.partition(".")
+        event = cloud_event(stored, project, kind, name)
+        return event_subject(project, kind, stored.aggregate_id, name), msgspec.json.encode(event), event.id
+
+
+def cloud_event(stored: Stored, project: str, kind: str, name: str) -> CloudEvent:
+    """The event as the wire shows it: the library's own fields go to the envelope, the facts stay in `data`."""
+    data: dict[str, Any] = msgspec.to_builtins(stored.event)
+    time: datetime = stored.event.timestamp
+    for field in ("originator_id", "originator_version", "originator_topic", "timestamp"):
+        data.pop(field, None)
+    return CloudEvent(
+        id=f"{stored.aggregate_id}:{stored.version}",
+        source=f"/holdfast/{project}/{kind}",
+        type=f"holdfast.v1.{kind}.{name}",
+        subject=str(stored.aggregate_id),
+        time=time,
+        sequence=str(stored.position),
+        data=data,
+    )

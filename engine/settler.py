@@ -1,0 +1,205 @@
+"""The settler: while the state of an aggregate owes something, pay it, take the transition, append the event.
+
+One task and at most one effect in flight for each aggregate; whatever dies, the next start lists who owes and goes on
+under the same idempotency keys. An effect may be paid twice across a crash, never with two results: effects ensure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from aggregates.base import Event, Failure, Lifecycled, Obligation
+from aggregates.effects import Effect
+from engine.clouds.port import FinalError, PayError, TransientError
+from engine.hot import HotAggregates, Turn
+from engine.store import Conflict, EventStore
+
+log = structlog.get_logger(__name__)
+
+Pay = Callable[[Effect, str], Awaitable[Mapping[str, Any]]]
+
+FIRST_PAUSE = 0.5  # seconds before the second try; doubled with each, up to:
+LONGEST_PAUSE = 60.0
+
+
+class Settler:
+    """Pays for every aggregate that owes. `pay` is given the effect and its key, and bounds its own calls."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        hot: HotAggregates,
+        pay: Pay,
+        *,
+        limit: int = 64,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store = store
+        self._hot = hot
+        self._pay = pay
+        self._now = now
+        self._slots = asyncio.Semaphore(limit)
+        self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        self._changed: dict[UUID, asyncio.Event] = {}
+        self._again: set[UUID] = set()
+        store.listen(self._on_commit)
+
+    async def run(self) -> None:
+        """Take up everything that is owed, then serve until cancelled; effects that only wait are given up then."""
+        for aggregate_id, _ in await self._store.owing():
+            self.wake(aggregate_id)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def wake(self, aggregate_id: UUID) -> None:
+        """Look at what the aggregate owes, now or as soon as its running look has ended."""
+        changed = self._changed.get(aggregate_id)
+        if changed is not None:
+            changed.set()
+            self._again.add(aggregate_id)
+            return
+        self._changed[aggregate_id] = asyncio.Event()
+        task = asyncio.create_task(self._settle(aggregate_id), name=f"settle-{aggregate_id}")
+        self._tasks[aggregate_id] = task
+        task.add_done_callback(lambda done: self._ended(aggregate_id, done))
+
+    def _ended(self, aggregate_id: UUID, task: asyncio.Task[None]) -> None:
+        del self._tasks[aggregate_id], self._changed[aggregate_id]
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
+            log.error("settle_broke", aggregate_id=str(aggregate_id), exc_info=error)
+            asyncio.get_running_loop().call_later(LONGEST_PAUSE, self.wake, aggregate_id)
+        elif aggregate_id in self._again:
+            self._again.discard(aggregate_id)
+            self.wake(aggregate_id)
+
+    def _on_commit(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if hasattr(event, "operation"):  # it began an operation; all others are the settler's own
+                self.wake(event.originator_id)
+
+    # --- one aggregate --------------------------------------------------------------------------------------------
+
+    async def _settle(self, aggregate_id: UUID) -> None:
+        while True:
+            self._again.discard(aggregate_id)
+            self._changed[aggregate_id].clear()
+            async with self._hot.turn(aggregate_id) as turn:
+                owed = _owed(turn)
+                retry_at = turn.aggregate.retry_at if owed is not None else None
+            if owed is None:
+                return
+            if retry_at is not None and not await self._wait_until(retry_at, aggregate_id):
+                continue
+            try:
+                await self._step(owed)
+            except Conflict as lost:
+                log.info("settler_lost_a_version", aggregate_id=str(aggregate_id), error=str(lost))
+
+    async def _wait_until(self, moment: datetime, aggregate_id: UUID) -> bool:
+        """Sleep; False when the aggregate changed meanwhile."""
+        pause = (moment - self._now()).total_seconds()
+        if pause <= 0:
+            return True
+        try:
+            async with asyncio.timeout(pause):
+                await self._changed[aggregate_id].wait()
+        except TimeoutError:
+            return True
+        return False
+
+    async def _step(self, owed: Obligation) -> None:
+        async with self._slots:
+            outcome = await self._paid(owed)
+        async with self._hot.turn(owed.aggregate_id) as turn:
+            aggregate = turn.aggregate
+            if aggregate.entered != owed.entered:
+                if isinstance(outcome, dict) and outcome:
+                    aggregate.note("LateOutcome", at=self._now(), effect=owed.effect.name, facts=outcome)
+            elif isinstance(outcome, PayError):
+                self._record_failure(aggregate, owed, outcome)
+            elif outcome is not None:
+                aggregate.take(owed.then, at=self._now(), **owed.facts, **outcome)
+            await self._hot.commit(turn)
+
+    async def _paid(self, owed: Obligation) -> dict[str, Any] | PayError | None:
+        """The facts, or the error; None when the state changed while the effect only waited."""
+        changed = self._changed[owed.aggregate_id]
+        paying = asyncio.ensure_future(self._pay(owed.effect, owed.key))
+        waiting = asyncio.create_task(changed.wait())
+        try:
+            await asyncio.wait((paying, waiting), return_when=asyncio.FIRST_COMPLETED)
+            if not paying.done() and owed.effect.waits:
+                paying.cancel()
+            return dict(await paying)
+        except PayError as error:
+            return error
+        except asyncio.CancelledError:
+            if paying.cancelled() and changed.is_set():
+                return None
+            paying.cancel()
+            raise
+        except Exception as error:
+            # A defect of ours must not stop the operation without a word: it is retried, then fails visibly.
+            log.exception("effect_broke", effect=owed.effect.name, aggregate_id=str(owed.aggregate_id))
+            return TransientError("internal_error", f"{type(error).__name__}: {error}")
+        finally:
+            waiting.cancel()
+
+    def _record_failure(self, aggregate: Lifecycled, owed: Obligation, error: PayError) -> None:
+        now = self._now()
+        attempt = aggregate.attempts + 1
+        forward = aggregate.can("failed")
+        late = forward and aggregate.operation is not None and now >= aggregate.operation.deadline
+        tried_out = attempt >= owed.attempts
+        log.warning(
+            "effect_failed",
+            aggregate_id=str(aggregate.id),
+            effect=owed.effect.name,
+            state=owed.state,
+            attempt=attempt,
+            code=error.code,
+            error=error.message,
+        )
+        if not isinstance(error, FinalError) and not tried_out and not late:
+            aggregate.note(
+                "AttemptFailed",
+                at=now,
+                effect=owed.effect.name,
+                attempt=attempt,
+                code=error.code,
+                message=error.message,
+                retry_at=now + timedelta(seconds=_pause(attempt)),
+            )
+        elif forward:
+            code = "deadline_exceeded" if late and not isinstance(error, FinalError) else error.code
+            failure = Failure(code=code, message=error.message, state=owed.state)
+            aggregate.take("failed", at=now, failure=failure)
+        else:
+            aggregate.note("OperationParked", at=now, effect=owed.effect.name, code=error.code, message=error.message)
+
+
+def _owed(turn: Turn) -> Obligation | None:
+    aggregate = turn.aggregate
+    if not isinstance(aggregate, Lifecycled) or aggregate.parked is not None:
+        return None
+    return aggregate.owes()
+
+
+def _pause(attempt: int) -> float:
+    """Exponential, with jitter so that what failed together does not come back together."""
+    pause = min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE)
+    return float(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
