@@ -29,11 +29,16 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 def read(path: Path) -> AgentConfig:
     """Raises `OSError` or `msgspec.ValidationError`, which names the field."""
-    return msgspec.json.decode(path.read_bytes(), type=AgentConfig)
+    return msgspec.json.decode(path.read_bytes(), type=AgentConfig, dec_hook=lambda kind, value: kind(value))
+
+
+def encode(config: AgentConfig) -> bytes:
+    """The file's content."""
+    return msgspec.json.format(msgspec.json.encode(config, enc_hook=str))
 
 
 def write(path: Path, config: AgentConfig) -> None:
     """Replace the file in one step."""
     fresh = path.with_suffix(".new")
-    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(config)))
+    fresh.write_bytes(encode(config))
     fresh.replace(path)
