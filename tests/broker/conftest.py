@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from nats.aio.client import Client
+
+from engine.broker import BrokerSettings, connect
+from tests.broker.servers import PlainServer
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[PlainServer]:
+    running = PlainServer(tmp_path)
+    running.start()
+    try:
+        yield running
+    finally:
+        running.kill()
+
+
+@pytest.fixture
+async def client(server: PlainServer) -> AsyncIterator[Client]:
+    connected = await connect(BrokerSettings(url=server.url), name="test")
+    try:
+        yield connected
+    finally:
+        await connected.close()
