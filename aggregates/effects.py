@@ -32,6 +32,7 @@ class SendCommand(Effect, frozen=True, kw_only=True):
     Yields no facts. A rejection is a final error with the record's code and reason.
     """
 
+    project: str
     kind: str
     aggregate_id: UUID
     command: str

@@ -49,6 +49,7 @@ def quota_id(project: str) -> UUID:
 
 def _reserve(i: Instance, *, ram: int, volumes: int) -> SendCommand:
     return SendCommand(
+        project=i.project,
         kind="quota",
         aggregate_id=quota_id(i.project),
         command="reserve_quota",
@@ -70,6 +71,7 @@ def _reserve_new_flavor(i: Instance) -> SendCommand:
 
 def _release(i: Instance) -> SendCommand:
     return SendCommand(
+        project=i.project,
         kind="quota",
         aggregate_id=quota_id(i.project),
         command="release_quota",

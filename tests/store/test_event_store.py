@@ -78,10 +78,14 @@ async def test_a_lost_turn_is_forgotten_and_read_anew(store: EventStore) -> None
         assert turn.aggregate.state == "build_quota"
     rival.take("quota_reserved", at=rival.modified_on)
     await store.commit(rival.collect_events())
-    with pytest.raises(Conflict):
+
+    async def take_the_same() -> None:
         async with hot.turn(instance.id) as turn:
             turn.aggregate.take("quota_reserved", at=rival.modified_on)
             await hot.commit(turn)
+
+    with pytest.raises(Conflict):
+        await take_the_same()
     async with hot.turn(instance.id) as turn:
         assert turn.aggregate.state == "build_port"
 

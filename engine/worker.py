@@ -1,0 +1,83 @@
+"""The composition root of a worker: inbox, settler, outbox, health and endpoints around one store and one cloud.
+
+All or nothing: when one of them ends by a defect the worker ends, for whoever supervises it to start it anew; nothing
+is lost by that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from nats.aio.client import Client
+
+from aggregates.catalogue import Catalogue
+from engine.clouds.port import Cloud
+from engine.endpoints import Endpoints, Vault
+from engine.health import HealthMonitor
+from engine.hot import HotAggregates
+from engine.inbox import Inbox
+from engine.outbox import Outbox
+from engine.payer import GuestPort, Payer
+from engine.settler import Settler
+from engine.store import EventStore
+
+log = structlog.get_logger(__name__)
+
+IN_FLIGHT = 64  # effects towards the cloud and its guests at once
+CATALOGUE_AGE = 60.0  # seconds after which the cloud is asked again what it offers
+
+
+class Worker:
+    """Makes things happen until cancelled."""
+
+    def __init__(
+        self,
+        client: Client,
+        store: EventStore,
+        cloud: Cloud,
+        guests: GuestPort,
+        vault: Vault,
+        *,
+        in_flight: int = IN_FLIGHT,
+    ) -> None:
+        self._client = client
+        self._store = store
+        self._cloud = cloud
+        self._guests = guests
+        self._vault = vault
+        self._in_flight = in_flight
+        self._catalogue: Catalogue | None = None
+
+    async def run(self) -> None:
+        """Serve until cancelled. The store must be started; it is left open."""
+        await self._cloud.start()
+        try:
+            self._catalogue = await self._cloud.catalogue()
+            hot = HotAggregates(self._store)
+            payer = Payer(self._client, self._store, self._cloud, self._guests)
+            async with asyncio.TaskGroup() as tasks:
+                settler = Settler(self._store, hot, payer.pay, limit=self._in_flight)
+                outbox = Outbox(self._client, self._store)
+                for part in (
+                    settler,
+                    Inbox(self._client, self._store, hot, self._offered),
+                    outbox,
+                    HealthMonitor(self._client, self._store, hot),
+                    Endpoints(self._client, self._store, self._vault, self._offered),
+                ):
+                    tasks.create_task(part.run(), name=type(part).__name__.lower())
+                tasks.create_task(self._refresh_catalogue(), name="catalogue")
+                log.info("worker_started")
+        finally:
+            await self._cloud.close()
+
+    def _offered(self) -> Catalogue:
+        if self._catalogue is None:
+            raise RuntimeError("the cloud has not said yet what it offers")
+        return self._catalogue
+
+    async def _refresh_catalogue(self) -> None:
+        while True:
+            await asyncio.sleep(CATALOGUE_AGE)
+            self._catalogue = await self._cloud.catalogue()
