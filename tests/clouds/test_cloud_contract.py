@@ -1,0 +1,234 @@
+"""What every cloud must do. A cloud that passes this can stand behind the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+
+from engine.clouds.port import FinalError, TransientError
+from tests.clouds.wishes import Cloud, Wishes
+
+NOTHING: dict[str, dict[str, object]] = {"ports": {}, "volumes": {}, "servers": {}}
+
+
+@pytest.fixture
+async def built(cloud: Cloud) -> Wishes:
+    """An instance with server, port and volume."""
+    wishes = Wishes(cloud)
+    await wishes.build()
+    return wishes
+
+
+async def test_it_offers_what_it_can_make(cloud: Cloud) -> None:
+    catalogue = await cloud.catalogue()
+    assert catalogue.flavor("small") is not None
+    assert len(catalogue.hosts) == 3
+    assert "az-1" in catalogue.availability_zones
+
+
+async def test_ensuring_twice_makes_one(cloud: Cloud) -> None:
+    wishes = Wishes(cloud)
+    for effect in (wishes.port, wishes.volume, wishes.server):
+        first = await wishes.pay(effect())
+        assert await wishes.pay(effect()) == first
+    for _ in range(2):
+        assert await wishes.pay(wishes.attachment()) == {}
+    assert {kind: len(found) for kind, found in (await cloud.inventory()).items()} == {
+        "ports": 1,
+        "volumes": 1,
+        "servers": 1,
+    }
+
+
+async def test_racing_ensures_make_one(cloud: Cloud) -> None:
+    wishes = Wishes(cloud)
+    for effect in (wishes.port, wishes.volume, wishes.server):
+        answers = await asyncio.gather(*(wishes.pay(effect()) for _ in range(8)))
+        assert all(answer == answers[0] for answer in answers)
+    assert {kind: len(found) for kind, found in (await cloud.inventory()).items()} == {
+        "ports": 1,
+        "volumes": 1,
+        "servers": 1,
+    }
+
+
+async def test_every_port_has_an_address_of_its_own(cloud: Cloud) -> None:
+    answers = await asyncio.gather(*(cloud.pay(Wishes(cloud).port(), "key") for _ in range(20)))
+    assert len({answer["address"] for answer in answers}) == 20
+    assert len({answer["port_id"] for answer in answers}) == 20
+
+
+async def test_a_built_server_is_active_on_a_known_host(built: Wishes) -> None:
+    shown = await built.shown()
+    assert shown["status"] == "ACTIVE"
+    assert shown["flavor_id"] == "small"
+    assert shown["host"] == built.facts["host"] in (await built.cloud.catalogue()).hosts
+
+
+async def test_absent_leaves_nothing(built: Wishes) -> None:
+    await built.remove()
+    assert await built.cloud.inventory() == NOTHING
+    await built.remove()
+    assert await built.cloud.inventory() == NOTHING
+
+
+async def test_absent_finds_by_name_what_no_id_was_recorded_for(built: Wishes) -> None:
+    built.facts.clear()
+    await built.remove()
+    assert await built.cloud.inventory() == NOTHING
+
+
+async def test_absent_of_nothing_is_fine(cloud: Cloud) -> None:
+    wishes = Wishes(cloud)
+    await wishes.remove()
+    wishes.facts = {"server_id": str(uuid4()), "port_id": str(uuid4()), "volume_id": str(uuid4())}
+    await wishes.remove()
+    assert await cloud.inventory() == NOTHING
+
+
+async def test_a_name_can_be_had_again_after_its_removal(built: Wishes) -> None:
+    before = dict(built.facts)
+    await built.remove()
+    built.facts.clear()
+    await built.build()
+    assert built.facts["server_id"] != before["server_id"]
+    assert built.facts["volume_id"] != before["volume_id"]
+
+
+async def test_a_server_cannot_take_the_port_of_another(built: Wishes) -> None:
+    thief = Wishes(built.cloud)
+    with pytest.raises(FinalError) as raised:
+        await thief.pay(thief.server(port_id=built.facts["port_id"]))
+    assert raised.value.code == "conflict"
+    assert list((await built.cloud.inventory())["servers"]) == [built.facts["server_id"]]
+
+
+async def test_two_servers_that_race_for_a_port_become_one(cloud: Cloud) -> None:
+    first, second = Wishes(cloud), Wishes(cloud)
+    port_id = (await first.pay(first.port()))["port_id"]
+    answers = await asyncio.gather(
+        first.pay(first.server(port_id=port_id)), second.pay(second.server(port_id=port_id)), return_exceptions=True
+    )
+    assert sorted(isinstance(answer, FinalError) for answer in answers) == [False, True]
+    assert len((await cloud.inventory())["servers"]) == 1
+
+
+async def test_a_volume_cannot_be_attached_to_two_servers(built: Wishes) -> None:
+    other = Wishes(built.cloud)
+    await other.pay(other.port())
+    await other.pay(other.server())
+    other.facts["volume_id"] = built.facts["volume_id"]
+    with pytest.raises(FinalError):
+        await other.pay(other.attachment())
+
+
+async def test_what_a_server_has_is_not_removed_under_it(built: Wishes) -> None:
+    for effect in (built.no_volume(), built.no_port()):
+        with pytest.raises(TransientError) as raised:
+            await built.pay(effect)
+        assert raised.value.code == "in_use"
+
+
+async def test_a_server_that_is_gone_frees_port_and_volume(built: Wishes) -> None:
+    await built.pay(built.no_server())
+    other = Wishes(built.cloud)
+    await other.pay(other.server(port_id=built.facts["port_id"]))
+    other.facts["volume_id"] = built.facts["volume_id"]
+    await other.pay(other.attachment())
+
+
+async def test_volumes_only_grow(built: Wishes) -> None:
+    for size, expected in ((2, 2), (2, 2), (1, 2), (3, 3)):
+        await built.pay(built.extend(size))
+        volumes = (await built.cloud.inventory())["volumes"]
+        assert volumes[built.facts["volume_id"]]["size"] == expected
+    await built.pay(built.volume(1))
+    with pytest.raises(FinalError):
+        await built.pay(built.volume(4))
+
+
+async def test_a_resize_awaits_confirmation(built: Wishes) -> None:
+    for _ in range(2):
+        await built.pay(built.resize("medium"))
+        assert (await built.shown())["status"] == "VERIFY_RESIZE"
+    for _ in range(2):
+        await built.pay(built.confirm())
+    shown = await built.shown()
+    assert (shown["status"], shown["flavor_id"]) == ("ACTIVE", "medium")
+
+
+async def test_a_resize_can_be_reverted(built: Wishes) -> None:
+    await built.pay(built.resize("medium"))
+    for _ in range(2):
+        await built.pay(built.revert())
+    shown = await built.shown()
+    assert (shown["status"], shown["flavor_id"], shown["host"]) == ("ACTIVE", "small", built.facts["host"])
+
+
+async def test_reverting_what_never_happened_is_fine(built: Wishes) -> None:
+    await built.pay(built.revert())
+    assert (await built.shown())["status"] == "ACTIVE"
+
+
+async def test_a_migration_goes_to_another_host(built: Wishes) -> None:
+    first = await built.pay(built.migrate())
+    assert first["new_host"] != built.facts["host"]
+    assert await built.pay(built.migrate()) == first
+    shown = await built.shown()
+    assert (shown["status"], shown["host"]) == ("VERIFY_RESIZE", first["new_host"])
+    await built.pay(built.confirm())
+    assert (await built.shown())["status"] == "ACTIVE"
+
+
+async def test_a_migration_goes_to_the_host_wanted(built: Wishes) -> None:
+    wanted = next(h for h in reversed((await built.cloud.catalogue()).hosts) if h != built.facts["host"])
+    assert await built.pay(built.migrate(wanted)) == {"new_host": wanted}
+    assert (await built.shown())["host"] == wanted
+
+
+async def test_a_migration_can_be_reverted(built: Wishes) -> None:
+    await built.pay(built.migrate())
+    for _ in range(2):
+        await built.pay(built.revert())
+    shown = await built.shown()
+    assert (shown["status"], shown["host"]) == ("ACTIVE", built.facts["host"])
+
+
+async def test_what_makes_no_sense_is_a_final_error(built: Wishes) -> None:
+    other = Wishes(built.cloud)
+    await other.pay(other.port())
+    unknown = Wishes(built.cloud)
+    unknown.facts = {"server_id": str(uuid4()), "volume_id": str(uuid4()), "host": "host-1"}
+    for wishes, effect in (
+        (built, built.migrate("nowhere")),
+        (built, built.migrate(built.facts["host"])),
+        (built, built.resize("colossal")),
+        (built, built.revert(host="nowhere")),
+        (other, other.server(flavor_id="colossal")),
+        (other, other.server(availability_zone="az-9")),
+        (other, other.server(port_id=str(uuid4()))),
+        (unknown, unknown.extend(2)),
+        (unknown, unknown.attachment()),
+        (unknown, unknown.stop()),
+        (unknown, unknown.migrate()),
+    ):
+        with pytest.raises(FinalError) as raised:
+            await wishes.pay(effect)
+        assert raised.value.code in {"invalid_argument", "not_found"}
+    assert len((await built.cloud.inventory())["servers"]) == 1
+
+
+async def test_stop_and_start(built: Wishes) -> None:
+    for effect, status in ((built.stop(), "SHUTOFF"), (built.start(), "ACTIVE")):
+        for _ in range(2):
+            await built.pay(effect)
+            assert (await built.shown())["status"] == status
+
+
+async def test_a_reboot_leaves_the_server_active(built: Wishes) -> None:
+    await built.pay(built.stop())
+    for hard in (False, True):
+        await built.pay(built.reboot(hard=hard), f"reboot {hard}")
+        assert (await built.shown())["status"] == "ACTIVE"
