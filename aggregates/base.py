@@ -195,7 +195,7 @@ class Obligation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> str:
         """Aggregate, version at which the owing state was entered, effect."""
-        return f"{self.aggregate_id}:{self.entered}:{self.effect.name}"
+        return f"{self.aggregate_id}:{self.entered}:{self.effect.type_name}"
 
 
 class Parked(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,10 +13,10 @@ import msgspec
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An obligation. Its name is the class's, and part of the idempotency key."""
+    """An obligation. The name of its type is part of the idempotency key."""
 
     @property
-    def name(self) -> str:
+    def type_name(self) -> str:
         """The effect's name as read models show it."""
         return type(self).__name__
 

@@ -174,8 +174,8 @@ class Endpoints:
         effects = [(state, instance.owing[state].effect(instance)) for state in instance.operation.plan]
         return PlanReply(
             accepted=True,
-            plan=[PlanStep(state=state, effect=effect.name) for state, effect in effects],
+            plan=[PlanStep(state=state, effect=effect.type_name) for state, effect in effects],
             downtime="full" if wanted.command in FULL else DOWNTIME.get(wanted.command, "none"),
-            makes=[e.name.removeprefix("Ensure").lower() for _, e in effects if e.name.startswith("Ensure")],
-            frees=[e.name.removesuffix("Absent").lower() for _, e in effects if e.name.endswith("Absent")],
+            makes=[e.type_name.removeprefix("Ensure").lower() for _, e in effects if e.type_name.startswith("Ensure")],
+            frees=[e.type_name.removesuffix("Absent").lower() for _, e in effects if e.type_name.endswith("Absent")],
         )

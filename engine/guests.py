@@ -80,7 +80,7 @@ class Guests:
             case AwaitHealthy():
                 await self._await_report(effect, key, healthy=True)
             case _:
-                raise FinalError("unsupported", f"guests do not know {effect.name}")
+                raise FinalError("unsupported", f"guests do not know {effect.type_name}")
         return {}
 
     async def _prepare_args(self, effect: PrepareDatabase) -> PrepareArgs:

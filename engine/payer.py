@@ -58,7 +58,7 @@ class Payer:
         if isinstance(effect, SendCommand):
             await self._send(effect, key)
             return {}
-        raise FinalError("unsupported", f"nobody pays {effect.name}")
+        raise FinalError("unsupported", f"nobody pays {effect.type_name}")
 
     def _on_commit(self, events: Sequence[Event]) -> None:
         for event in events:

@@ -128,7 +128,7 @@ class Settler:
             aggregate = turn.aggregate
             if aggregate.entered != owed.entered:
                 if isinstance(outcome, dict) and outcome:
-                    aggregate.note("LateOutcome", at=self._now(), effect=owed.effect.name, facts=outcome)
+                    aggregate.note("LateOutcome", at=self._now(), effect=owed.effect.type_name, facts=outcome)
             elif isinstance(outcome, PayError):
                 self._record_failure(aggregate, owed, outcome)
             elif outcome is not None:
@@ -154,7 +154,7 @@ class Settler:
             raise
         except Exception as error:
             # A defect of ours must not stop the operation without a word: it is retried, then fails visibly.
-            log.exception("effect_broke", effect=owed.effect.name, aggregate_id=str(owed.aggregate_id))
+            log.exception("effect_broke", effect=owed.effect.type_name, aggregate_id=str(owed.aggregate_id))
             return TransientError("internal_error", f"{type(error).__name__}: {error}")
         finally:
             waiting.cancel()
@@ -168,7 +168,7 @@ class Settler:
         log.warning(
             "effect_failed",
             aggregate_id=str(aggregate.id),
-            effect=owed.effect.name,
+            effect=owed.effect.type_name,
             state=owed.state,
             attempt=attempt,
             code=error.code,
@@ -178,7 +178,7 @@ class Settler:
             aggregate.note(
                 "AttemptFailed",
                 at=now,
-                effect=owed.effect.name,
+                effect=owed.effect.type_name,
                 attempt=attempt,
                 code=error.code,
                 message=error.message,
@@ -189,7 +189,9 @@ class Settler:
             failure = Failure(code=code, message=error.message, state=owed.state)
             aggregate.take("failed", at=now, failure=failure)
         else:
-            aggregate.note("OperationParked", at=now, effect=owed.effect.name, code=error.code, message=error.message)
+            aggregate.note(
+                "OperationParked", at=now, effect=owed.effect.type_name, code=error.code, message=error.message
+            )
 
 
 def _owed(turn: Turn) -> Obligation | None:
