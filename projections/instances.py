@@ -1,0 +1,203 @@
+"""Instances as they are now: state, words for it, what they hold in the cloud, and what led to it.
+
+Follows from the log alone. Health is what the health aggregate recorded; the last beat itself is in `heartbeats`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from eventsourcing.sqlite import SQLiteCursor
+
+from aggregates.base import LateOutcome, OperationParked, Transitioned
+from aggregates.catalogue import Flavor
+from aggregates.health import HealthChanged, HealthStatus, HealthWatched
+from aggregates.instance_events import InstanceRequested, PortDeleted, ServerDeleted, VolumeDeleted
+from projections.answers import Error, InstanceAnswer
+from projections.base import Model, StoredEvent, as_json, insert, one, stamp, update
+from projections.listing import Listing, found
+from projections.words import operating_status, owes, status, trove_status
+
+KIND = "instance"
+TABLES = {
+    "instances": """CREATE TABLE instances (
+        id TEXT PRIMARY KEY, project TEXT NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL, status TEXT NOT NULL,
+        trove_status TEXT NOT NULL, operating_status TEXT NOT NULL, health TEXT NOT NULL,
+        flavor_id TEXT NOT NULL, flavor TEXT NOT NULL, vcpus INTEGER NOT NULL, ram INTEGER NOT NULL,
+        datastore TEXT NOT NULL, datastore_version TEXT NOT NULL, address TEXT, port INTEGER,
+        volume_size INTEGER NOT NULL, volume_type TEXT, availability_zone TEXT, host TEXT, server_id TEXT,
+        volume_id TEXT, port_id TEXT, operation_id TEXT, operation TEXT, parked INTEGER NOT NULL DEFAULT 0,
+        failure TEXT, created_at TEXT NOT NULL, updated_at TEXT NOT NULL, deleted INTEGER NOT NULL DEFAULT 0,
+        deleted_at TEXT, version INTEGER NOT NULL, lifecycle_version INTEGER NOT NULL, last_event TEXT NOT NULL,
+        last_command TEXT NOT NULL, last_actor TEXT NOT NULL) WITHOUT ROWID""",
+    "instance_healths": """CREATE TABLE instance_healths (
+        health_id TEXT PRIMARY KEY, instance_id TEXT NOT NULL, health TEXT NOT NULL) WITHOUT ROWID""",
+}
+INDEXES = (
+    "CREATE INDEX instances_created ON instances (project, deleted, created_at, id)",
+    "CREATE INDEX instances_name ON instances (project, deleted, name, id)",
+    "CREATE INDEX instances_updated ON instances (project, deleted, updated_at, id)",
+    "CREATE INDEX instances_status ON instances (project, deleted, status, created_at, id)",
+    "CREATE INDEX instances_host ON instances (project, deleted, host, created_at, id)",
+    "CREATE INDEX instances_health ON instance_healths (instance_id)",
+)
+_FILTERS = (
+    "id", "name", "state", "status", "trove_status", "operating_status", "health", "flavor_id", "flavor", "datastore",
+    "datastore_version", "host", "address", "server_id", "volume_id", "port_id", "operation", "operation_id", "parked",
+    "deleted",
+)  # fmt: skip
+LISTING = Listing(
+    table="instances",
+    answer=InstanceAnswer,
+    key="id",
+    filters={name: name for name in _FILTERS},
+    sorts={name: name for name in ("created_at", "updated_at", "name")},
+    sort="-created_at",
+    default={"deleted": 0},
+)
+# Facts of events that are columns under the same name.
+_FACTS = ("address", "port", "port_id", "volume_id", "server_id", "host", "volume_size")
+# What is gone is no longer shown as held.
+_GONE: dict[type[Any], dict[str, None]] = {
+    ServerDeleted: {"server_id": None, "host": None},
+    PortDeleted: {"port_id": None, "address": None},
+    VolumeDeleted: {"volume_id": None},
+}
+
+
+def get(connection: sqlite3.Connection, project: str, instance_id: str) -> InstanceAnswer | None:
+    """The instance, also when it is deleted; or None."""
+    answer: InstanceAnswer | None = found(
+        InstanceAnswer, connection, "instances", {"project": project, "id": instance_id}
+    )
+    return answer
+
+
+def apply(c: SQLiteCursor, stored: StoredEvent) -> None:
+    """Take one event."""
+    event = stored.event
+    match event:
+        case InstanceRequested():
+            _insert(c, stored)
+        case HealthWatched():
+            _watched(c, stored)
+        case HealthChanged():
+            _health(c, stored)
+        case Transitioned():
+            _transition(c, stored)
+        case LateOutcome():
+            _update(c, stored, {name: event.facts[name] for name in _FACTS if name in event.facts})
+        case OperationParked():
+            _update(c, stored, {"parked": 1})
+        case _:
+            _update(c, stored, {})
+
+
+def _insert(c: SQLiteCursor, stored: StoredEvent) -> None:
+    event = stored.event
+    state = event.operation.plan[0]
+    word = status(KIND, state)
+    insert(
+        c,
+        "instances",
+        {
+            "id": str(stored.aggregate_id),
+            "project": event.project,
+            "name": event.name,
+            "state": state,
+            "status": word,
+            "trove_status": trove_status(word),
+            "operating_status": "",
+            "health": HealthStatus.UNKNOWN,
+            **_flavor(event.flavor),
+            "datastore": event.datastore,
+            "datastore_version": event.datastore_version,
+            "volume_size": event.volume_size,
+            "volume_type": event.volume_type,
+            "availability_zone": event.availability_zone,
+            "operation_id": str(event.operation.id),
+            "operation": event.operation.command,
+            "created_at": stamp(event.timestamp),
+            "updated_at": stamp(event.timestamp),
+            "version": stored.version,
+            "lifecycle_version": stored.version,
+            "last_event": type(event).__name__,
+            "last_command": event.operation.command,
+            "last_actor": event.operation.actor,
+        },
+    )
+
+
+def _transition(c: SQLiteCursor, stored: StoredEvent) -> None:
+    event = stored.event
+    word = status(KIND, event.state)
+    row = one(c, "SELECT health FROM instances WHERE id = ?", str(stored.aggregate_id))
+    change: dict[str, Any] = {
+        "state": event.state,
+        "status": word,
+        "trove_status": trove_status(word),
+        "operating_status": operating_status(word, row["health"]),
+        "parked": 0,
+        "lifecycle_version": stored.version,
+        "last_event": type(event).__name__,
+        **{name: getattr(event, name) for name in _FACTS if hasattr(event, name)},
+        **_GONE.get(type(event), {}),
+    }
+    if hasattr(event, "flavor"):
+        change.update(_flavor(event.flavor))
+    if hasattr(event, "failure"):
+        change["failure"] = _failure(event.failure)
+    if (operation := getattr(event, "operation", None)) is not None:
+        change.update(
+            operation_id=str(operation.id),
+            operation=operation.command,
+            last_command=operation.command,
+            last_actor=operation.actor,
+        )
+    elif not owes(KIND, event.state):
+        change.update(operation_id=None, operation=None)
+    if word == "DELETED":
+        change.update(deleted=1, deleted_at=stamp(event.timestamp))
+    _update(c, stored, change)
+
+
+def _update(c: SQLiteCursor, stored: StoredEvent, change: dict[str, Any]) -> None:
+    change = {**change, "version": stored.version, "updated_at": stamp(stored.event.timestamp)}
+    update(c, "instances", {"id": str(stored.aggregate_id)}, change)
+
+
+def _watched(c: SQLiteCursor, stored: StoredEvent) -> None:
+    c.execute(
+        "INSERT INTO instance_healths VALUES (?, ?, ?)",
+        (str(stored.aggregate_id), str(stored.event.instance_id), HealthStatus.UNKNOWN),
+    )
+
+
+def _health(c: SQLiteCursor, stored: StoredEvent) -> None:
+    health = str(stored.event.health)
+    c.execute(
+        "UPDATE instance_healths SET health = ? WHERE health_id = ? RETURNING instance_id",
+        (health, str(stored.aggregate_id)),
+    )
+    instance_id = c.fetchone()["instance_id"]
+    row = one(c, "SELECT status FROM instances WHERE id = ?", instance_id)
+    update(
+        c,
+        "instances",
+        {"id": instance_id},
+        {"health": health, "operating_status": operating_status(row["status"], health)},
+    )
+
+
+def _flavor(flavor: Flavor) -> dict[str, Any]:
+    return {"flavor_id": flavor.id, "flavor": flavor.name, "vcpus": flavor.vcpus, "ram": flavor.ram}
+
+
+def _failure(failure: Any) -> str | None:
+    if failure is None:
+        return None
+    return as_json(Error(code=failure.code, message=failure.message, state=failure.state))
+
+
+MODEL = Model(name="instances", tables=TABLES, indexes=INDEXES, kinds=frozenset({KIND, "health"}), apply=apply)

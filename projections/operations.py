@@ -1,0 +1,188 @@
+"""Operations: the stretch of an aggregate's history under one command, its progress and how it ended.
+
+It ends when a state is entered that owes nothing: failed if a failure was recorded in it, cancelled if a deletion came
+while it ran, else done. A deletion that reached its end is done, also when the clean stop before it had failed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import msgspec
+from eventsourcing.sqlite import SQLiteCursor
+
+from aggregates.base import AttemptFailed, OperationParked, Transitioned
+from engine.messages import Outcome
+from projections.answers import Error, OperationAnswer, StatePassed
+from projections.base import Model, StoredEvent, as_json, insert, one, stamp, update
+from projections.listing import Listing, found
+from projections.words import LIFECYCLES, effect_owed, owes
+
+TABLES = {
+    "operations": """CREATE TABLE operations (
+        id TEXT NOT NULL, project TEXT NOT NULL, kind TEXT NOT NULL, instance_id TEXT NOT NULL,
+        command TEXT NOT NULL, actor TEXT NOT NULL, plan TEXT NOT NULL, n INTEGER NOT NULL, m INTEGER NOT NULL,
+        state TEXT, effect TEXT, attempts INTEGER NOT NULL DEFAULT 0, error TEXT, retry_at TEXT,
+        deadline TEXT NOT NULL, started_at TEXT NOT NULL, finished_at TEXT, duration REAL, outcome TEXT NOT NULL,
+        failure TEXT, parked INTEGER NOT NULL DEFAULT 0, cancelled_by TEXT, states TEXT NOT NULL,
+        PRIMARY KEY (project, id)) WITHOUT ROWID""",
+    # How far each aggregate has been read, and its running operation: tells a command that began none from one unread.
+    "operation_progress": """CREATE TABLE operation_progress (
+        aggregate_id TEXT PRIMARY KEY, project TEXT NOT NULL, version INTEGER NOT NULL, operation_id TEXT
+        ) WITHOUT ROWID""",
+}
+INDEXES = (
+    "CREATE INDEX operations_started ON operations (project, started_at, id)",
+    "CREATE INDEX operations_outcome ON operations (project, outcome, started_at, id)",
+    "CREATE INDEX operations_instance ON operations (project, instance_id, started_at, id)",
+    "CREATE INDEX operations_parked ON operations (project, started_at, id) WHERE parked = 1",
+)
+LISTING = Listing(
+    table="operations",
+    answer=OperationAnswer,
+    key="id",
+    filters={name: name for name in ("outcome", "instance_id", "command", "actor", "parked", "kind")},
+    sorts={"started_at": "started_at"},
+    sort="-started_at",
+)
+
+
+def get(connection: sqlite3.Connection, project: str, operation_id: str) -> OperationAnswer | None:
+    """The operation, or None."""
+    answer: OperationAnswer | None = found(
+        OperationAnswer, connection, "operations", {"project": project, "id": operation_id}
+    )
+    return answer
+
+
+def apply(c: SQLiteCursor, stored: StoredEvent) -> None:
+    """Take one event."""
+    event, aggregate_id = stored.event, str(stored.aggregate_id)
+    if stored.version == 1:
+        project = event.project
+        c.execute("INSERT INTO operation_progress VALUES (?, ?, 1, NULL)", (aggregate_id, project))
+        running = None
+    else:
+        row = one(c, "SELECT project, operation_id FROM operation_progress WHERE aggregate_id = ?", aggregate_id)
+        project, running = row["project"], row["operation_id"]
+        c.execute("UPDATE operation_progress SET version = ? WHERE aggregate_id = ?", (stored.version, aggregate_id))
+    kind = stored.topic.partition(".")[0]
+    if kind not in LIFECYCLES:
+        return
+    if (begun := getattr(event, "operation", None)) is not None:
+        if running is not None:
+            _cancel(c, project, running, str(begun.id), event)
+        running = _begin(c, project, kind, aggregate_id, event)
+    if running is not None:
+        _progress(c, project, kind, running, aggregate_id, event)
+
+
+def _begin(c: SQLiteCursor, project: str, kind: str, aggregate_id: str, event: Any) -> str:
+    operation = event.operation
+    state = getattr(event, "state", operation.plan[0])
+    insert(
+        c,
+        "operations",
+        {
+            "id": str(operation.id),
+            "project": project,
+            "kind": kind,
+            "instance_id": aggregate_id,
+            "command": operation.command,
+            "actor": operation.actor,
+            "plan": as_json(operation.plan),
+            "n": 0,
+            "m": len(operation.plan),
+            "state": state,
+            "effect": effect_owed(kind, state),
+            "deadline": stamp(operation.deadline),
+            "started_at": stamp(event.timestamp),
+            "outcome": Outcome.RUNNING,
+            "states": as_json([StatePassed(state=state, at=event.timestamp)]),
+        },
+    )
+    _set_running(c, aggregate_id, str(operation.id))
+    return str(operation.id)
+
+
+def _cancel(c: SQLiteCursor, project: str, operation_id: str, by: str, event: Any) -> None:
+    row = one(c, "SELECT started_at FROM operations WHERE project = ? AND id = ?", project, operation_id)
+    _end(c, project, operation_id, event, row["started_at"], {"outcome": Outcome.CANCELLED, "cancelled_by": by})
+
+
+def _progress(c: SQLiteCursor, project: str, kind: str, operation_id: str, aggregate_id: str, event: Any) -> None:
+    key = {"project": project, "id": operation_id}
+    match event:
+        case AttemptFailed():
+            error = as_json(Error(code=event.code, message=event.message))
+            update(
+                c,
+                "operations",
+                key,
+                {"attempts": event.attempt, "error": error, "retry_at": stamp(event.retry_at), "effect": event.effect},
+            )
+        case OperationParked():
+            error = as_json(Error(code=event.code, message=event.message))
+            update(c, "operations", key, {"parked": 1, "error": error, "retry_at": None, "effect": event.effect})
+        case Transitioned() if getattr(event, "operation", None) is None:
+            _transition(c, key, kind, aggregate_id, event)
+
+
+def _transition(c: SQLiteCursor, key: dict[str, str], kind: str, aggregate_id: str, event: Any) -> None:
+    row = one(
+        c,
+        "SELECT plan, n, m, failure, states, started_at FROM operations WHERE project = ? AND id = ?",
+        *key.values(),
+    )
+    state, failure = event.state, row["failure"]
+    if (failed := getattr(event, "failure", None)) is not None:
+        failure = as_json(Error(code=failed.code, message=failed.message, state=failed.state))
+    states = msgspec.json.decode(row["states"], type=list[StatePassed])
+    states.append(StatePassed(state=state, at=event.timestamp))
+    plan = msgspec.json.decode(row["plan"], type=list[str])
+    change = {
+        "n": plan.index(state) if state in plan else row["n"],
+        "attempts": 0,
+        "error": failure,
+        "retry_at": None,
+        "failure": failure,
+        "parked": 0,
+        "states": as_json(states),
+    }
+    if owes(kind, state):
+        update(c, "operations", key, {**change, "state": state, "effect": effect_owed(kind, state)})
+        return
+    if failure is None or state == "DELETED":
+        change.update(outcome=Outcome.DONE, n=row["m"])
+    else:
+        change.update(outcome=Outcome.FAILED)
+    _end(c, key["project"], key["id"], event, row["started_at"], change)
+    _set_running(c, aggregate_id, None)
+
+
+def _end(c: SQLiteCursor, project: str, operation_id: str, event: Any, started: str, change: dict[str, Any]) -> None:
+    begun = msgspec.convert(started, type(event.timestamp))
+    update(
+        c,
+        "operations",
+        {"project": project, "id": operation_id},
+        {
+            **change,
+            "state": None,
+            "effect": None,
+            "retry_at": None,
+            "parked": 0,
+            "finished_at": stamp(event.timestamp),
+            "duration": round((event.timestamp - begun).total_seconds(), 6),
+        },
+    )
+
+
+def _set_running(c: SQLiteCursor, aggregate_id: str, operation_id: str | None) -> None:
+    c.execute("UPDATE operation_progress SET operation_id = ? WHERE aggregate_id = ?", (operation_id, aggregate_id))
+
+
+MODEL = Model(
+    name="operations", tables=TABLES, indexes=INDEXES, kinds=frozenset({"instance", "quota", "health"}), apply=apply
+)

@@ -1,0 +1,58 @@
+"""Quota: what each instance of a project holds of it. Limits are the catalogue's, and not shown here."""
+
+from __future__ import annotations
+
+import sqlite3
+from uuid import UUID
+
+from eventsourcing.sqlite import SQLiteCursor
+
+from aggregates.quota import QuotaOpened, ReservationChanged, ReservationReleased
+from projections.answers import Holding, QuotaAnswer
+from projections.base import Model, StoredEvent
+from projections.listing import LIMIT
+
+TABLES = {
+    "quotas": "CREATE TABLE quotas (id TEXT PRIMARY KEY, project TEXT NOT NULL) WITHOUT ROWID",
+    "quota_holdings": """CREATE TABLE quota_holdings (
+        quota_id TEXT NOT NULL, instance_id TEXT NOT NULL, ram INTEGER NOT NULL, volumes INTEGER NOT NULL,
+        PRIMARY KEY (quota_id, instance_id)) WITHOUT ROWID""",
+}
+INDEXES = ("CREATE INDEX quotas_project ON quotas (project)",)
+
+
+def get(connection: sqlite3.Connection, project: str) -> QuotaAnswer:
+    """What the project holds."""
+    source = "FROM quota_holdings AS h JOIN quotas AS q ON q.id = h.quota_id WHERE q.project = ?"
+    total = connection.execute(
+        f"SELECT count(*) AS instances, coalesce(sum(ram), 0) AS ram, coalesce(sum(volumes), 0) AS volumes {source}",
+        (project,),
+    ).fetchone()
+    rows = connection.execute(
+        f"SELECT instance_id, ram, volumes {source} ORDER BY instance_id LIMIT ?",
+        (project, LIMIT),
+    )
+    return QuotaAnswer(
+        instances=total["instances"],
+        ram=total["ram"],
+        volumes=total["volumes"],
+        held=tuple(Holding(instance_id=UUID(r["instance_id"]), ram=r["ram"], volumes=r["volumes"]) for r in rows),
+    )
+
+
+def apply(c: SQLiteCursor, stored: StoredEvent) -> None:
+    """Take one event."""
+    quota_id = str(stored.aggregate_id)
+    match stored.event:
+        case QuotaOpened(project=project):
+            c.execute("INSERT INTO quotas VALUES (?, ?)", (quota_id, project))
+        case ReservationChanged(instance_id=instance_id, held=held):
+            c.execute(
+                "INSERT OR REPLACE INTO quota_holdings VALUES (?, ?, ?, ?)",
+                (quota_id, str(instance_id), held.ram, held.volumes),
+            )
+        case ReservationReleased(instance_id=instance_id):
+            c.execute("DELETE FROM quota_holdings WHERE quota_id = ? AND instance_id = ?", (quota_id, str(instance_id)))
+
+
+MODEL = Model(name="quota", tables=TABLES, indexes=INDEXES, kinds=frozenset({"quota"}), apply=apply)

@@ -1,0 +1,74 @@
+"""One sentence in plain English for each event, from its facts alone.
+
+An event without a sentence of its own is told by the first line of its class's documentation.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def sentence(event: Any) -> str:
+    """What happened."""
+    tell = _SENTENCES.get(event.TOPIC)
+    if tell is not None:
+        return tell(event)
+    first = (inspect.getdoc(type(event)) or type(event).__name__).splitlines()[0]
+    return first[0].upper() + first[1:]
+
+
+def _requested(what: str) -> Callable[[Any], str]:
+    return lambda e: f"{e.operation.actor} asked {what.format(e=e)}."
+
+
+_SENTENCES: dict[str, Callable[[Any], str]] = {
+    "instance.InstanceRequested": lambda e: (
+        f"{e.operation.actor} asked for the instance {e.name}: {e.datastore} {e.datastore_version}, flavor "
+        f"{e.flavor.name}, {e.volume_size} GiB."
+    ),
+    "instance.RestartRequested": _requested("to restart the database"),
+    "instance.RebootRequested": lambda e: (
+        f"{e.operation.actor} asked to reboot the server{' hard' if e.hard else ''}, and the database with it."
+    ),
+    "instance.VolumeResizeRequested": _requested("to extend the volume to {e.new_volume_size} GiB"),
+    "instance.FlavorResizeRequested": _requested("to change the flavor to {e.new_flavor.name}"),
+    "instance.MigrationRequested": lambda e: (
+        f"{e.operation.actor} asked to move the server to "
+        f"{'host ' + e.target_host if e.target_host else 'another host'}."
+    ),
+    "instance.StopRequested": _requested("to stop the instance"),
+    "instance.StartRequested": _requested("to start the instance"),
+    "instance.DeletionRequested": _requested("to delete the instance"),
+    "instance.PortCreated": lambda e: f"The port {e.port_id} exists, with the address {e.address}.",
+    "instance.VolumeCreated": lambda e: f"The volume {e.volume_id} exists and is available.",
+    "instance.ServerCreated": lambda e: f"The server {e.server_id} exists and is ACTIVE, on host {e.host}.",
+    "instance.DatabasePrepared": lambda e: f"The database is installed, secured and started, on port {e.port}.",
+    "instance.ServerMigrated": lambda e: f"The server is on host {e.new_host}, to be confirmed.",
+    "instance.FlavorResizeConfirmed": lambda e: f"The flavor is {e.flavor.name} now.",
+    "instance.MigrationConfirmed": lambda e: f"The server is on host {e.host} now.",
+    "instance.VolumeExtended": lambda e: f"The volume has {e.volume_size} GiB.",
+    "instance.Failed": lambda e: (
+        f"In {e.failure.state} the operation failed for good ({e.failure.code}): {e.failure.message}; next: {e.state}."
+    ),
+    "instance.AttemptFailed": lambda e: (
+        f"Try {e.attempt} of {e.effect} failed ({e.code}): {e.message}; the next is due at "
+        f"{e.retry_at:%Y-%m-%d %H:%M:%S} UTC."
+    ),
+    "instance.OperationParked": lambda e: (
+        f"{e.effect} cannot be paid ({e.code}): {e.message}; it waits for an operator."
+    ),
+    "instance.LateOutcome": lambda e: (
+        f"{e.effect} was paid after the state had changed; known from it: "
+        f"{', '.join(f'{name} {value}' for name, value in e.facts.items()) or 'nothing'}."
+    ),
+    "quota.ReservationChanged": lambda e: (
+        f"The quota holds {e.held.ram} MiB and {e.held.volumes} GiB for instance {e.instance_id}."
+    ),
+    "quota.ReservationReleased": lambda e: f"The quota holds nothing for instance {e.instance_id} any more.",
+    "health.HealthWatched": lambda e: f"The heartbeats of instance {e.instance_id} are listened for.",
+    "health.HealthChanged": lambda e: f"The health is {e.health} after {e.previous}: {e.reason}.",
+    "command.CommandAccepted": lambda e: f"{e.actor}'s {e.command} was accepted.",
+    "command.CommandRejected": lambda e: f"{e.actor}'s {e.command} was rejected ({e.code}): {e.reason}.",
+}
