@@ -1,0 +1,144 @@
+"""A real broker and a small real responder for the client's tests; both end with the test."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import DiscardPolicy, StreamConfig
+
+from engine.messages import REPLY_TO, command_filter, query_subject
+
+SERVER = Path(sys.executable).parent / "nats-server"
+
+
+class Broker:
+    """A nats-server with JetStream on a free port, which a restart keeps."""
+
+    def __init__(self, directory: Path, settings: str = "") -> None:
+        self.directory = directory
+        self.port = -1
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        ports = self.directory / "ports"
+        ports.mkdir(parents=True, exist_ok=True)
+        config = self.directory / "server.conf"
+        config.write_text(
+            f'listen: "127.0.0.1:{self.port}"\nports_file_dir: "{ports}"\n'
+            f'jetstream {{ store_dir: "{self.directory}/store" }}\n{self._settings}\n'
+        )
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen([SERVER, "-c", config], stdout=log, stderr=log)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            for found in ports.glob("*.ports"):
+                content = found.read_text()
+                if content.strip().endswith("}"):
+                    self.port = int(msgspec.json.decode(content)["nats"][0].rpartition(":")[2])
+                    return
+            time.sleep(0.02)
+        raise TimeoutError(f"nats-server did not start: {(self.directory / 'log').read_text()}")
+
+    def stop(self) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
+        self._process = None
+        for left in (self.directory / "ports").glob("*.ports"):
+            left.unlink()
+
+
+async def make_stream(client: Client, **limits: Any) -> None:
+    config = StreamConfig(name="commands", subjects=[command_filter()], discard=DiscardPolicy.NEW, **limits)
+    await client.jetstream().add_stream(config)
+
+
+class Responder:
+    """Stands where the engine will: keeps what was published, answers queries by the functions given."""
+
+    def __init__(self, project: str = "acme") -> None:
+        self.project = project
+        self.commands: list[tuple[str, dict[str, Any], dict[str, str]]] = []
+        self.secrets: list[str] = []
+        self.questions: list[tuple[str, dict[str, Any]]] = []
+        self.answers: dict[tuple[str, str], Callable[[dict[str, Any]], Any]] = {}
+        self.on_command: Callable[[dict[str, Any]], Any] | None = None
+        self._client: Client | None = None
+        self._tasks: list[asyncio.Future[None]] = []
+
+    async def start(self, url: str, **stream: Any) -> None:
+        async def quiet(_: Exception) -> None:
+            return None
+
+        self._client = await nats.connect(url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=quiet)
+        await make_stream(self._client, **stream)
+        await self._client.subscribe(command_filter(), cb=self._command)
+        await self._client.subscribe(query_subject(self.project, "*", "*"), cb=self._query)
+        await self._client.flush()
+
+    async def stop(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    async def _command(self, message: Msg) -> None:
+        headers = dict(message.headers or {})
+        body = msgspec.json.decode(message.data)
+        self.commands.append((message.subject, body, headers))
+        if self.on_command is not None and self._client is not None:
+            decision = self.on_command(body)
+            if decision is not None:
+                await self._client.publish(headers[REPLY_TO], msgspec.json.encode(decision))
+
+    async def _query(self, message: Msg) -> None:
+        model, verb = message.subject.split(".")[-2:]
+        question = msgspec.json.decode(message.data)
+        self.questions.append((f"{model}.{verb}", question))
+        if (model, verb) == ("secrets", "put"):
+            self.secrets.append(question["secret"])
+            answer: Any = {"secret_ref": f"vault:{len(self.secrets)}"}
+        else:
+            answer = self.answers[model, verb](question)
+        if answer is not None:
+            await message.respond(msgspec.json.encode(answer))
+
+    def publish(self, subject: str) -> None:
+        """Publish something there, soon."""
+        assert self._client is not None
+        self._tasks.append(asyncio.ensure_future(self._client.publish(subject, b"{}")))
+
+    async def wait_for(self, condition: Callable[[], bool], seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError("the condition did not come true")
+            await asyncio.sleep(0.02)
+
+
+def decided(command_id: str, *, accepted: bool = True, **more: Any) -> dict[str, Any]:
+    return {
+        "command_id": command_id,
+        "accepted": accepted,
+        "kind": "instance",
+        "aggregate_id": "3f3e4f6e-0000-4000-8000-000000000001",
+        **more,
+    }
