@@ -91,8 +91,8 @@ async def connect(
 ) -> Client:
     """Connect, trying for `timeout` seconds (None: for ever), and reconnect for ever from then on.
 
-    `on_closed` is called when the connection has ended for good: closed by us, or refused by the broker while it was
-    up (credentials revoked). Such a client does not come back; make a new one.
+    `on_closed` is called when the connection has ended for good: closed by us, or by an error of the protocol that
+    the broker sent. Such a client does not come back; make a new one.
     """
     client = Client()
     watch = _Watch(client, name, shown(settings.url), on_closed)

@@ -7,6 +7,8 @@ import pytest
 from nats.aio.client import Client
 
 from engine.broker import BrokerSettings, connect
+from engine.embedded import EmbeddedBroker
+from engine.state import StateDirectory
 from tests.broker.servers import PlainServer
 
 
@@ -27,3 +29,20 @@ async def client(server: PlainServer) -> AsyncIterator[Client]:
         yield connected
     finally:
         await connected.close()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDirectory:
+    made = StateDirectory(tmp_path / "state")
+    made.prepare()
+    return made
+
+
+@pytest.fixture
+async def broker(state: StateDirectory) -> AsyncIterator[EmbeddedBroker]:
+    running = EmbeddedBroker(state, None)
+    await running.start()
+    try:
+        yield running
+    finally:
+        await running.stop()

@@ -13,8 +13,6 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from nats.aio.client import Client
-
 BINARY = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or "nats-server"
 
 
@@ -59,7 +57,3 @@ async def eventually(condition: Callable[[], Awaitable[object] | object], what: 
             return
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
         await asyncio.sleep(0.02)
-
-
-async def wait_closed(client: Client) -> None:
-    await eventually(lambda: client.is_closed, "the connection is closed")

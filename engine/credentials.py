@@ -1,0 +1,300 @@
+"""Who may say what on the embedded broker: its users, their seeds and their rights, and the credentials of guests.
+
+Guarantees that each user has a seed of its own, readable by its owner alone, of which the broker is told only the
+public half, and that a guest can speak and hear for its own instance and nothing else. It does not hide a seed from
+root, nor does it serve a foreign broker: there, users and rights are the operator's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import ParamSpec, Protocol, TypeVar
+from uuid import UUID
+
+import msgspec
+import nkeys  # type: ignore[import-untyped]
+import structlog
+
+from engine.broker import DEAD_LETTER_STREAM, BrokerError
+from engine.messages import PREFIX, guest_subject, heartbeat_subject
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+log = structlog.get_logger(__name__)
+
+SYSTEM = "system"  # the broker's own account: configuration and health, no messages
+_GUEST = "guest-"
+
+
+def inbox_prefix(user: str) -> str:
+    """Where replies to this user go; a connection as this user must be made with it."""
+    return f"_INBOX.{user.replace('-', '.', 1) if user.startswith(_GUEST) else user}"
+
+
+class Rights(msgspec.Struct, frozen=True):
+    """The subjects that a user may publish to and subscribe to. `replies`: may answer whoever asks it."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+    replies: bool = False
+
+
+_PUBLISHES = (f"{PREFIX}.cmd.>", f"{PREFIX}.qry.>")
+_WATCHES = (f"{PREFIX}.evt.>",)
+_DEAD = DEAD_LETTER_STREAM
+
+# Who answers queries may publish to inboxes only. The server's `allow_responses` would let it answer on whatever
+# subject the question bears as its reply, the broker's own API among them, with our rights in place of the asker's.
+USERS: dict[str, Rights] = {
+    "publisher": Rights(_PUBLISHES, (*_WATCHES, f"{inbox_prefix('publisher')}.>")),
+    "operator": Rights(
+        (
+            *_PUBLISHES,
+            "$SRV.>",
+            "$JS.API.INFO",
+            "$JS.API.STREAM.INFO.*",
+            f"$JS.API.STREAM.MSG.GET.{_DEAD}",
+            f"$JS.API.STREAM.MSG.DELETE.{_DEAD}",
+            f"$JS.API.STREAM.PURGE.{_DEAD}",
+            f"$JS.API.DIRECT.GET.{_DEAD}.>",
+            f"$JS.API.CONSUMER.*.{_DEAD}",
+            f"$JS.API.CONSUMER.*.{_DEAD}.>",
+            f"$JS.API.CONSUMER.MSG.NEXT.{_DEAD}.>",
+            f"$JS.ACK.{_DEAD}.>",
+            f"$JS.FC.{_DEAD}.>",
+        ),
+        (*_WATCHES, f"{PREFIX}.dlq.>", f"{inbox_prefix('operator')}.>"),
+    ),
+    "worker": Rights(
+        (
+            f"{PREFIX}.>",
+            "$JS.API.>",
+            "$JS.ACK.>",
+            "$JS.FC.>",
+            "$KV.>",
+            "$SRV.>",
+            "_INBOX.>",
+        ),
+        (
+            heartbeat_subject("*"),
+            f"{PREFIX}.qry.>",
+            f"{PREFIX}.evt.>",
+            f"{PREFIX}.dlq.>",
+            "$KV.>",
+            "$SRV.>",
+            f"{inbox_prefix('worker')}.>",
+        ),
+    ),
+    "projector": Rights(
+        ("_INBOX.>",),
+        (
+            heartbeat_subject("*"),
+            f"{PREFIX}.qry.>",
+            f"{PREFIX}.evt.>",
+            "$SRV.>",
+            f"{inbox_prefix('projector')}.>",
+        ),
+    ),
+}
+
+
+def guest_user(instance_id: UUID) -> str:
+    """The broker's user of an instance's agent."""
+    return f"{_GUEST}{instance_id}"
+
+
+def _rights(user: str) -> Rights:
+    if not user.startswith(_GUEST):
+        return USERS[user]
+    instance_id = user.removeprefix(_GUEST)
+    return Rights(
+        (heartbeat_subject(instance_id),),
+        (guest_subject(instance_id, "*"), f"{inbox_prefix(user)}.>"),
+        replies=True,  # asked by the worker alone, which gives an inbox of its own
+    )
+
+
+# --- seeds --------------------------------------------------------------------------------------------------------
+
+
+class Users:
+    """The users of one broker. The directory of seeds is the truth; the broker's list of users is made from it.
+
+    Blocking, and used by one thread at a time.
+    """
+
+    def __init__(self, seeds: Path, users_file: Path) -> None:
+        self._seeds = seeds
+        self._file = users_file
+        self._public: dict[str, str] = {}
+
+    def load(self) -> None:
+        """Read every seed, make those of the fixed users that are missing, and write the broker's list."""
+        for leftover in self._seeds.glob(".*.new"):
+            leftover.unlink(missing_ok=True)
+        self._public = {}
+        for path in sorted(self._seeds.glob("*.nk")):
+            try:
+                self._public[path.stem] = _public_key(path)
+            except nkeys.NkeysError:
+                self._damaged(path)
+        for user in (*USERS, SYSTEM):
+            self.add(user)
+        self.write()
+
+    def seed(self, user: str) -> Path:
+        """The file of a user's seed, there or not."""
+        return self._seeds / f"{user}.nk"
+
+    def add(self, user: str) -> Path:
+        """Make the user's seed if there is none; the broker knows the user after the next `write` and reload."""
+        path = self.seed(user)
+        if user in self._public and path.exists():
+            return path
+        try:
+            self._public[user] = _public_key(path)
+        except (FileNotFoundError, nkeys.NkeysError):
+            replace_file(path, nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER) + b"\n")
+            self._public[user] = _public_key(path)
+        return path
+
+    def remove(self, user: str) -> None:
+        """Delete the user's seed; the broker refuses the user after the next `write` and reload."""
+        self._public.pop(user, None)
+        self.seed(user).unlink(missing_ok=True)
+        sync_directory(self._seeds)
+
+    def write(self) -> str:
+        """Write the accounts that the broker's configuration includes: public keys and rights, no secret.
+
+        Returns the hash of what the broker is told.
+        """
+        users = "\n".join(_entry(user, key) for user, key in sorted(self._public.items()) if user != SYSTEM)
+        content = (
+            f"HOLDFAST {{\n  jetstream: enabled\n  users: [\n{users}\n  ]\n}}\n"
+            f"SYSTEM {{\n  users: [ {{ nkey: {self._public[SYSTEM]} }} ]\n}}\n"
+        )
+        replace_file(self._file, content.encode())
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def _damaged(self, path: Path) -> None:
+        if not path.stem.startswith(_GUEST):
+            raise BrokerError(
+                "seed_damaged",
+                f"{path} holds no seed; delete it: a new one is made at the next start, and whoever uses a copy of the "
+                "old one needs the new one",
+            ) from None
+        log.error("seed_damaged", file=str(path), next="the guest is refused until its credentials are issued again")
+
+
+def _entry(user: str, public_key: str) -> str:
+    rights = _rights(user)
+    replies = ', allow_responses: { max: 1, expires: "2m" }' if rights.replies else ""
+    return (
+        f"    # {user}\n    {{ nkey: {public_key}, permissions: {{ publish: {{ allow: {json.dumps(rights.publish)} }}, "
+        f"subscribe: {{ allow: {json.dumps(rights.subscribe)} }}{replies} }} }}"
+    )
+
+
+def _public_key(path: Path) -> str:
+    key = nkeys.from_seed(bytearray(path.read_bytes().strip()))
+    try:
+        return str(key.public_key.decode())
+    finally:
+        key.wipe()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file for its owner alone, in one step and for good: after a crash it is the old or the new one."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123 - a descriptor
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make what was renamed or deleted in it outlive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- guests -------------------------------------------------------------------------------------------------------
+
+
+class Reloads(Protocol):
+    """The broker whose users these are."""
+
+    users: Users
+
+    async def reload(self) -> None:
+        """Returns once the broker goes by the list of users as it is written now."""
+        ...
+
+
+class GuestCredentials:
+    """Issues and revokes the credentials of guests. Both calls may be repeated; both hold when they return.
+
+    Many calls at once share one reload. All file work is done by one thread, in the order of the calls: a call that
+    was cancelled half way cannot undo a later one.
+    """
+
+    def __init__(self, broker: Reloads) -> None:
+        self._broker = broker
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="credentials")
+        self._wanted = 0
+        self._applied = 0
+        self._listed: str | None = None
+        self._applying: asyncio.Task[None] | None = None
+
+    async def ensure(self, instance_id: UUID) -> Path:
+        """The file of the guest's seed, whose user the broker accepts."""
+        path = await self._in_thread(self._broker.users.add, guest_user(instance_id))
+        await self._apply_changes()
+        return path
+
+    async def revoke(self, instance_id: UUID) -> None:
+        """The guest's seed is gone, the broker refuses it, and has dropped its connections."""
+        await self._in_thread(self._broker.users.remove, guest_user(instance_id))
+        await self._apply_changes()
+
+    async def _apply_changes(self) -> None:
+        """Wait until the broker goes by all changes made so far; a reload under way may have begun before ours."""
+        self._wanted += 1
+        ours = self._wanted
+        while self._applied < ours:
+            if self._applying is None or self._applying.done():
+                self._applying = asyncio.create_task(self._apply())
+                self._applying.add_done_callback(_log_failure)
+            await asyncio.shield(self._applying)
+
+    async def _apply(self) -> None:
+        goal = self._wanted
+        listed = await self._in_thread(self._broker.users.write)
+        if listed != self._listed:
+            await self._broker.reload()
+            self._listed = listed
+        self._applied = goal
+
+    async def _in_thread(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(call, *args, **kwargs))
+
+
+def _log_failure(applying: asyncio.Task[None]) -> None:
+    """Also when everyone who waited for it was cancelled."""
+    if not applying.cancelled() and (error := applying.exception()) is not None:
+        log.warning("credentials_not_applied", error=str(error))
