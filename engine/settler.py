@@ -20,6 +20,7 @@ from aggregates.effects import Effect
 from engine.clouds.port import FinalError, PayError, TransientError
 from engine.hot import HotAggregates, Turn
 from engine.store import Conflict, EventStore
+from engine.tasks import end
 
 log = structlog.get_logger(__name__)
 
@@ -58,10 +59,7 @@ class Settler:
         try:
             await asyncio.Event().wait()
         finally:
-            tasks = list(self._tasks.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(*self._tasks.values())
 
     def wake(self, aggregate_id: UUID) -> None:
         """Look at what the aggregate owes, now or as soon as its running look has ended."""

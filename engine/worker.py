@@ -21,6 +21,7 @@ from engine.outbox import Outbox
 from engine.payer import GuestPort, Payer
 from engine.settler import Settler
 from engine.store import EventStore
+from engine.tasks import run_together
 
 log = structlog.get_logger(__name__)
 
@@ -56,19 +57,16 @@ class Worker:
             self._catalogue = await self._cloud.catalogue()
             hot = HotAggregates(self._store)
             payer = Payer(self._client, self._store, self._cloud, self._guests)
-            async with asyncio.TaskGroup() as tasks:
-                settler = Settler(self._store, hot, payer.pay, limit=self._in_flight)
-                outbox = Outbox(self._client, self._store)
-                for part in (
-                    settler,
-                    Inbox(self._client, self._store, hot, self._offered),
-                    outbox,
-                    HealthMonitor(self._client, self._store, hot),
-                    Endpoints(self._client, self._store, self._vault, self._offered),
-                ):
-                    tasks.create_task(part.run(), name=type(part).__name__.lower())
-                tasks.create_task(self._refresh_catalogue(), name="catalogue")
-                log.info("worker_started")
+            settler = Settler(self._store, hot, payer.pay, limit=self._in_flight)
+            log.info("worker_started")
+            await run_together(
+                settler=settler.run(),
+                inbox=Inbox(self._client, self._store, hot, self._offered).run(),
+                outbox=Outbox(self._client, self._store).run(),
+                health=HealthMonitor(self._client, self._store, hot).run(),
+                endpoints=Endpoints(self._client, self._store, self._vault, self._offered).run(),
+                catalogue=self._refresh_catalogue(),
+            )
         finally:
             await self._cloud.close()
 

@@ -14,6 +14,7 @@ from nats.aio.client import Client
 from engine.broker import BrokerSettings, connect, ensure_streams
 from engine.clouds.simulated import SimulatedCloud, SimulatedGuests
 from engine.store import EventStore, fold, open_store
+from engine.tasks import end
 from engine.worker import Worker
 from tests.support.broker import Broker, running_broker
 from tests.support.publisher import Publisher
@@ -54,8 +55,7 @@ class Engine:
     async def stop(self) -> None:
         if self._task is None:
             return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
         self._task = None
         await self.store.close()
         await self.client.close()
