@@ -301,17 +301,29 @@ class Lifecycled(LibraryAggregate):
 def declare(aggregate: type[A], events: tuple[type[Transitioned], ...]) -> dict[str, type[Transitioned]]:
     """The event class of each transition, by name: `PortCreated` records `port_created`.
 
-    Raises `TypeError` when a transition has no event class, an event class no transition, an owing state is not in
-    the chart, or leads on by an undeclared transition.
+    Raises `TypeError` when two states bear one name, when transitions and event classes do not match one to one, or
+    when the owing states are not the inner states, each leading on by a transition that it has.
     """
-    by_transition = {re.sub(r"(?<!^)(?=[A-Z])", "_", e.__name__).lower(): e for e in events}
-    declared = transitions(aggregate.chart)
+    name, chart = aggregate.__name__, aggregate.chart
+    known, declared = _configured(chart), transitions(chart)
+    by_transition: dict[str, type[Transitioned]] = {}
+    for event in events:
+        transition = re.sub(r"(?<!^)(?=[A-Z])", "_", event.__name__).lower()
+        if transition in by_transition:
+            raise TypeError(f"{name}: two event classes record {transition}")
+        by_transition[transition] = event
     if by_transition.keys() != declared.keys():
         differing = sorted(by_transition.keys() ^ declared.keys())
-        raise TypeError(f"{aggregate.__name__}: transitions and event classes differ: {differing}")
+        raise TypeError(f"{name}: transitions and event classes differ: {differing}")
+    inner = [state.id for parents, state in _walk(chart.states) if parents and not state.states]
     for state, owed in aggregate.owing.items():
-        if not any(s in declared[owed.then] for s in configuration(aggregate.chart, state)):
-            raise TypeError(f"{aggregate.__name__}: {state} owes, but has no transition {owed.then}")
+        if state not in inner:
+            raise TypeError(f"{name}: {state} owes, but is no inner state of {chart.__name__}")
+        if not any(s in declared.get(owed.then, {}) for s in known[state]):
+            raise TypeError(f"{name}: {state} owes, but has no transition {owed.then}")
+    for state in inner:
+        if state not in aggregate.owing:
+            raise TypeError(f"{name}: {state} is an inner state and owes nothing")
     return by_transition
 
 
@@ -352,10 +364,12 @@ def decide(chart: type[StateChart[Any]], state: str, transition: str, *, subject
 
 
 def configuration(chart: type[StateChart[Any]], state: str) -> tuple[str, ...]:
-    """The states that are active together when the leaf is: from the top state to the leaf.
+    """The states that are active together when the leaf is: from the top state to the leaf."""
+    return _configured(chart)[state]
 
-    Raises `TypeError` when two states of the chart bear one name: the library finds that out only at run time.
-    """
+
+def _configured(chart: type[StateChart[Any]]) -> dict[str, tuple[str, ...]]:
+    """The configuration of each state. `TypeError` for two of one name: the library finds out only at run time."""
     known = _configurations.get(chart)
     if known is None:
         known = {}
@@ -364,7 +378,7 @@ def configuration(chart: type[StateChart[Any]], state: str) -> tuple[str, ...]:
                 raise TypeError(f"{chart.__name__}: two states are named {each.id}")
             known[each.id] = (*parents, each.id)
         _configurations[chart] = known
-    return known[state]
+    return known
 
 
 def transitions(chart: type[StateChart[Any]]) -> dict[str, dict[str, tuple[str, ...]]]:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections import deque
+from copy import deepcopy
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 from uuid import UUID, uuid4
 
-from aggregates.base import Context
+from aggregates.base import Context, Failure, Refusal
 from aggregates.catalogue import Catalogue, Datastore, Flavor, Quota
-from aggregates.commands import CreateInstance
+from aggregates.commands import (
+    COMMANDS,
+    Command,
+    CreateInstance,
+    DeleteInstance,
+    Migrate,
+    Reboot,
+    ResizeFlavor,
+    ResizeVolume,
+    Restart,
+    StartInstance,
+    StopInstance,
+)
 from aggregates.instance import Instance
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -37,6 +52,23 @@ YIELDS: dict[str, dict[str, Any]] = {
     "server_migrated": {"new_host": "host-2"},
 }
 
+# One good command of every name that an existing instance knows.
+EXAMPLES: dict[str, Command] = {
+    command.wire_name(): command
+    for command in (
+        DeleteInstance(),
+        Restart(),
+        Reboot(hard=True),
+        ResizeVolume(new_size=2),
+        ResizeFlavor(flavor="large"),
+        Migrate(host="host-2"),
+        StopInstance(),
+        StartInstance(),
+    )
+}
+if unexampled := {name for (kind, name) in COMMANDS if kind == "instance"} - {"create_instance", *EXAMPLES}:
+    raise TypeError(f"give an example of each command of an instance; missing: {sorted(unexampled)}")
+
 
 def context(command_id: UUID | None = None, **changes: Any) -> Context:
     """A decision's context: tenant's command at noon."""
@@ -58,13 +90,32 @@ def requested(instance_id: UUID | None = None, **arguments: Any) -> Instance:
     return Instance.create(instance_id or uuid4(), command, context())
 
 
+def pay(instance: Instance) -> None:
+    """Pay what the state owes, successfully."""
+    owed = instance.owes()
+    assert owed is not None, f"{instance.state} owes nothing"
+    instance.take(owed.then, at=NOON, **owed.facts, **YIELDS.get(owed.then, {}))
+
+
+def fail(instance: Instance, code: str = "cloud_error", message: str = "No valid host was found.") -> None:
+    """Have what the state owes fail for good."""
+    instance.take("failed", at=NOON, failure=Failure(code=code, message=message, state=instance.state))
+
+
 def settle(instance: Instance) -> list[str]:
     """Pay all that is owed, every effect succeeding; the states passed."""
     passed = []
-    while (owed := instance.owes()) is not None:
+    while instance.owes() is not None:
         passed.append(instance.state)
-        instance.take(owed.then, at=NOON, **owed.facts, **YIELDS.get(owed.then, {}))
+        pay(instance)
     return passed
+
+
+def advance(instance: Instance, state: str) -> Instance:
+    """Pay until the instance is in the state."""
+    while instance.state != state:
+        pay(instance)
+    return instance
 
 
 def active(**arguments: Any) -> Instance:
@@ -72,3 +123,53 @@ def active(**arguments: Any) -> Instance:
     instance = requested(**arguments)
     settle(instance)
     return instance
+
+
+def started(name: str, **changes: Any) -> Instance:
+    """An instance whose operation of this command has just begun."""
+    if name == "create_instance":
+        return requested()
+    instance = active()
+    if name == "start_instance":
+        instance.execute(StopInstance(), context())
+        settle(instance)
+    instance.execute(EXAMPLES[name], context(**changes))
+    return instance
+
+
+def everywhere() -> dict[str, Instance]:
+    """An instance in each state that commands, paid effects and failures lead to, the shortest way there."""
+    return deepcopy(_everywhere())
+
+
+@cache
+def _everywhere() -> dict[str, Instance]:
+    first = requested()
+    found = {first.state: first}
+    queue = deque([first, requested(keep_on_failure=True)])
+    while queue:
+        instance = queue.popleft()
+        for following in _following(instance):
+            if following.state not in found:
+                found[following.state] = following
+                queue.append(following)
+    return found
+
+
+def _following(instance: Instance) -> list[Instance]:
+    following = []
+    if instance.owes() is not None:
+        following.append(deepcopy(instance))
+        pay(following[-1])
+    if instance.can("failed"):
+        following.append(deepcopy(instance))
+        fail(following[-1])
+    if instance.owes() is None:
+        for command in EXAMPLES.values():
+            copy = deepcopy(instance)
+            try:
+                copy.execute(command, context())
+            except Refusal:
+                continue
+            following.append(copy)
+    return following

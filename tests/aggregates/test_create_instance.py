@@ -1,0 +1,202 @@
+"""create_instance: what is accepted, what it records, and what is refused with which code."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import pytest
+
+from aggregates.arguments import OPTIONAL, RESERVED_USERS
+from aggregates.base import Refusal
+from aggregates.catalogue import Datastore
+from aggregates.commands import CreateInstance
+from aggregates.effects import Database, PrepareDatabase, SendCommand, User
+from aggregates.instance import Instance
+from aggregates.obligations import quota_id
+from tests.aggregates.story import given, names, refused
+from tests.support.given import CATALOGUE, NOON, active, context, requested
+
+SMALLEST: dict[str, Any] = {"name": "orders", "flavor": "small", "datastore": "postgresql", "volume_size": 1}
+
+
+def create(catalogue: Any = CATALOGUE, **arguments: Any) -> Instance:
+    return Instance.create(uuid4(), CreateInstance(**{**SMALLEST, **arguments}), context(catalogue=catalogue))
+
+
+def refusal(catalogue: Any = CATALOGUE, **arguments: Any) -> Refusal:
+    with pytest.raises(Refusal) as raised:
+        create(catalogue, **arguments)
+    return raised.value
+
+
+def test_a_created_instance_is_in_build_and_owes_its_quota() -> None:
+    instance = requested()
+    owed = instance.owes()
+    assert names(instance) == ["InstanceRequested"]
+    assert (instance.status, instance.state) == ("BUILD", "build_quota")
+    assert owed is not None
+    assert owed.effect == SendCommand(
+        project="acme",
+        kind="quota",
+        aggregate_id=quota_id("acme"),
+        command="reserve_quota",
+        args={"instance_id": str(instance.id), "ram": 512, "volumes": 1},
+    )
+
+
+def test_the_first_event_says_whose_it_is_and_which_partition_serves_it() -> None:
+    event: Any = requested().collect_events()[0]
+    assert (event.project, event.partition, event.originator_version) == ("acme", 7, 1)
+
+
+def test_the_operation_bears_the_id_actor_and_command_that_began_it() -> None:
+    command_id = uuid4()
+    instance = Instance.create(uuid4(), CreateInstance(**SMALLEST), context(command_id, actor="bob"))
+    operation = instance.operation
+    assert operation is not None
+    assert (operation.id, operation.actor, operation.command) == (command_id, "bob", "create_instance")
+
+
+def test_an_operation_without_a_deadline_has_its_commands_default() -> None:
+    operation = requested().operation
+    assert operation is not None
+    assert operation.deadline == NOON + CreateInstance.limit
+
+
+def test_a_commands_deadline_is_its_operations_deadline() -> None:
+    soon = NOON + timedelta(minutes=3)
+    operation = Instance.create(uuid4(), CreateInstance(**SMALLEST), context(deadline=soon)).operation
+    assert operation is not None
+    assert operation.deadline == soon
+
+
+def test_a_flavor_is_found_by_id_or_by_name() -> None:
+    flavor = msgspec.structs.replace(CATALOGUE.flavors[0], id="4711", name="tiny")
+    catalogue = msgspec.structs.replace(CATALOGUE, flavors=(flavor,))
+    assert create(catalogue, flavor="4711").flavor == create(catalogue, flavor="tiny").flavor == flavor
+
+
+def test_the_newest_version_is_installed_when_none_is_named() -> None:
+    assert create().datastore_version == "18"
+    assert create(datastore_version="16").datastore_version == "16"
+
+
+def test_every_argument_reaches_the_guest() -> None:
+    databases = (Database(name="shop", character_set="UTF8", collate="C"),)
+    users = (User(name="ann", password_ref="ref-1", host="10.%", databases=("shop",)),)
+    instance = active(databases=databases, users=users, root_password_ref="ref-2", overrides={"work_mem": "8MB"})
+    given_facts = given(instance)
+    effect = given_facts.owing["build_database"].effect(given_facts)
+    assert effect == PrepareDatabase(
+        instance_id=instance.id,
+        project="acme",
+        datastore="postgresql",
+        datastore_version="18",
+        ram=512,
+        volume_size=1,
+        databases=databases,
+        users=users,
+        root_password_ref="ref-2",
+        overrides={"work_mem": "8MB"},
+    )
+
+
+@pytest.mark.parametrize(("value", "text"), [(True, "on"), (False, "off"), (8, "8"), (0.5, "0.5"), ("8MB", "8MB")])
+def test_an_override_is_recorded_as_text(value: Any, text: str) -> None:
+    assert create(overrides={"work_mem": value}).overrides == {"work_mem": text}
+
+
+@pytest.mark.parametrize("argument", OPTIONAL)
+@pytest.mark.parametrize("value", ["anything", [], {}, False], ids=str)
+def test_an_argument_that_the_cloud_does_not_honour_is_refused_by_name(argument: str, value: Any) -> None:
+    refused_with = refusal(**{argument: value})
+    assert refused_with.code == "unsupported"
+    assert argument in refused_with.message
+
+
+def test_every_argument_of_the_command_is_recorded_or_one_that_a_cloud_must_honour() -> None:
+    recorded = set(vars(requested()))
+    assert set(CreateInstance.__struct_fields__) - recorded == set(OPTIONAL)
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "words"),
+    [
+        ("invalid_argument", {"flavor": "huge"}, "no flavor huge; there are: small, large"),
+        ("invalid_argument", {"datastore": "oracle"}, "no datastore oracle; there are: postgresql, redis"),
+        ("invalid_argument", {"datastore_version": "9.6"}, "there are: 16, 18"),
+        ("invalid_argument", {"volume_size": 1025}, "at most 1024 GiB"),
+        ("invalid_argument", {"volume_type": "ssd"}, "no volume_type ssd; there are: local"),
+        ("invalid_argument", {"availability_zone": "mars"}, "no availability_zone mars; there are: az-1, az-2"),
+        (
+            "invalid_argument",
+            {"overrides": {"fsync": "off"}},
+            "overrides may not set fsync; postgresql takes: work_mem",
+        ),
+        ("invalid_argument", {"overrides": {"work_mem": "1\nfsync=off"}}, "override work_mem"),
+        ("invalid_argument", {"overrides": {"work_mem": "'; DROP"}}, "override work_mem"),
+        ("invalid_argument", {"overrides": {"work_mem": ""}}, "override work_mem"),
+        ("invalid_argument", {"databases": (Database(name='a"b'),)}, "use letters, digits and _"),
+        ("invalid_argument", {"databases": (Database(name="x" * 64),)}, "at most 63"),
+        ("invalid_argument", {"databases": (Database(name="a"), Database(name="a"))}, "a database is named twice"),
+        ("invalid_argument", {"users": (User(name="1st", password_ref="r"),)}, "user name '1st'"),
+        (
+            "invalid_argument",
+            {"users": (User(name="a", password_ref="r"), User(name="a", password_ref="s"))},
+            "a user is named twice",
+        ),
+        (
+            "invalid_argument",
+            {"users": (User(name="a", password_ref="r", databases=("b",)),)},
+            "user a wants databases that are not made: ['b']",
+        ),
+        ("unsupported", {"datastore": "redis", "databases": (Database(name="a"),)}, "redis has no databases"),
+    ],
+)
+def test_an_argument_that_cannot_be_honoured_is_refused_with_what_is_allowed(
+    code: str, arguments: dict[str, Any], words: str
+) -> None:
+    refused_with = refusal(**arguments)
+    assert refused_with.code == code
+    assert words in refused_with.message
+
+
+def test_users_are_refused_where_the_datastore_has_none() -> None:
+    without = Datastore(manager="plain", versions=("1",), parameters=frozenset(), has_users=False)
+    catalogue = msgspec.structs.replace(CATALOGUE, datastores=(without,))
+    refused_with = refusal(catalogue, datastore="plain", users=(User(name="a", password_ref="r"),))
+    assert refused_with.code == "unsupported"
+
+
+@pytest.mark.parametrize("name", [*sorted(RESERVED_USERS - {"mysql", "mariadb.sys"}), "ROOT", "Postgres"])
+def test_a_user_of_the_datastore_or_the_agent_is_reserved(name: str) -> None:
+    assert refusal(users=(User(name=name, password_ref="r"),)).code == "invalid_argument"
+
+
+def test_an_id_is_created_once() -> None:
+    refused_with = refused(given(active()), CreateInstance(**SMALLEST))
+    assert refused_with.code == "conflict"
+    assert "exists" in refused_with.message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"volume_size": 0},
+        {"volume_size": "1"},
+        {"volume_size": 65537},
+        {"name": ""},
+        {"name": "x" * 256},
+        {"flavor": None},
+        {"surprise": 1},
+        {"users": [{"name": "a", "password": "clear"}]},
+        {"databases": ["shop"]},
+    ],
+    ids=str,
+)
+def test_a_wrong_type_or_an_unknown_argument_is_found_while_decoding(arguments: dict[str, Any]) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({**SMALLEST, **arguments}, CreateInstance)

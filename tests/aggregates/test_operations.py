@@ -1,0 +1,327 @@
+"""Each operation's path when all goes well, what undoes it from each state that can fail, and where it ends.
+
+The tables follow the design of the operations: order, undo, point of no return.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from aggregates.base import Parked
+from aggregates.effects import ExtendVolume, MigrateServer, PortAbsent, RevertServer, SendCommand, StartDatabase
+from aggregates.instance import Instance
+from tests.aggregates.story import given, names
+from tests.support.given import EXAMPLES, NOON, active, advance, context, fail, pay, requested, settle, started
+
+BUILD_DATABASE = "build_database build_health"
+RESTART_RESIZED = "resize_flavor_agent resize_flavor_start resize_flavor_health resize_flavor_confirm"
+
+# command: the states passed, the end, the name of the first event
+PATHS = {
+    "create_instance": (
+        "build_quota build_port build_volume build_credentials build_server build_attachment " + BUILD_DATABASE,
+        "ACTIVE",
+        "InstanceRequested",
+    ),
+    "delete_instance": (
+        "delete_database delete_server delete_port delete_volume delete_credentials delete_quota",
+        "DELETED",
+        "DeletionRequested",
+    ),
+    "restart": ("restart_database restart_health", "ACTIVE", "RestartRequested"),
+    "reboot": ("reboot_stop reboot_server reboot_agent reboot_start reboot_health", "ACTIVE", "RebootRequested"),
+    "resize_volume": (
+        "resize_volume_quota resize_volume_extend resize_volume_grow",
+        "ACTIVE",
+        "VolumeResizeRequested",
+    ),
+    "resize_flavor": (
+        "resize_flavor_quota resize_flavor_stop resize_flavor_server " + RESTART_RESIZED,
+        "ACTIVE",
+        "FlavorResizeRequested",
+    ),
+    "migrate": (
+        "migrate_stop migrate_server migrate_agent migrate_start migrate_health migrate_confirm",
+        "ACTIVE",
+        "MigrationRequested",
+    ),
+    "stop_instance": ("stop_database stop_server", "SHUTOFF", "StopRequested"),
+    "start_instance": ("start_server start_agent start_database start_health", "ACTIVE", "StartRequested"),
+}
+
+UNDO_BUILD = "undo_build_server undo_build_volume undo_build_port undo_build_credentials undo_build_quota"
+UNDO_FLAVOR = "undo_resize_flavor_server undo_resize_flavor_agent undo_resize_flavor_start undo_resize_flavor_quota"
+UNDO_MIGRATION = "undo_migrate_server undo_migrate_agent undo_migrate_start"
+
+# command: state that fails -> the states passed from there, the end
+UNDOES = {
+    "create_instance": {
+        "build_quota": ("undo_build_quota", "FAILED"),
+        "build_port": ("undo_build_port undo_build_credentials undo_build_quota", "FAILED"),
+        "build_volume": ("undo_build_volume undo_build_port undo_build_credentials undo_build_quota", "FAILED"),
+        "build_credentials": ("undo_build_volume undo_build_port undo_build_credentials undo_build_quota", "FAILED"),
+        "build_server": (UNDO_BUILD, "FAILED"),
+        "build_attachment": (UNDO_BUILD, "FAILED"),
+        "build_database": (UNDO_BUILD, "FAILED"),
+        "build_health": (UNDO_BUILD, "FAILED"),
+    },
+    # What is being deleted need not be stopped cleanly; nothing else of a deletion may be left out.
+    "delete_instance": {
+        "delete_database": ("delete_server delete_port delete_volume delete_credentials delete_quota", "DELETED")
+    },
+    "restart": {"restart_database": ("", "ERROR"), "restart_health": ("", "ERROR")},
+    "reboot": {
+        "reboot_stop": ("", "ERROR"),
+        "reboot_server": ("", "ERROR"),
+        "reboot_agent": ("", "ERROR"),
+        "reboot_start": ("", "ERROR"),
+        "reboot_health": ("", "ERROR"),
+    },
+    "resize_volume": {
+        "resize_volume_quota": ("undo_resize_volume_quota", "ACTIVE"),
+        "resize_volume_extend": ("undo_resize_volume_quota", "ACTIVE"),
+    },
+    "resize_flavor": {
+        "resize_flavor_quota": ("undo_resize_flavor_quota", "ACTIVE"),
+        "resize_flavor_stop": (UNDO_FLAVOR, "ACTIVE"),
+        "resize_flavor_server": (UNDO_FLAVOR, "ACTIVE"),
+        "resize_flavor_agent": (UNDO_FLAVOR, "ACTIVE"),
+        "resize_flavor_start": (UNDO_FLAVOR, "ACTIVE"),
+        "resize_flavor_health": (UNDO_FLAVOR, "ACTIVE"),
+    },
+    "migrate": {
+        "migrate_stop": (UNDO_MIGRATION, "ACTIVE"),
+        "migrate_server": (UNDO_MIGRATION, "ACTIVE"),
+        "migrate_agent": (UNDO_MIGRATION, "ACTIVE"),
+        "migrate_start": (UNDO_MIGRATION, "ACTIVE"),
+        "migrate_health": (UNDO_MIGRATION, "ACTIVE"),
+    },
+    "stop_instance": {"stop_database": ("", "ERROR"), "stop_server": ("", "ERROR")},
+    "start_instance": {
+        "start_server": ("", "ERROR"),
+        "start_agent": ("", "ERROR"),
+        "start_database": ("", "ERROR"),
+        "start_health": ("", "ERROR"),
+    },
+}
+
+ATTEMPT = {"effect": "EnsurePort", "attempt": 1, "code": "timeout", "message": "no answer", "retry_at": NOON}
+
+FAILURES = [(command, state, *undo) for command, states in UNDOES.items() for state, undo in states.items()]
+IRREVERSIBLE = [
+    (command, state) for command, (path, *_) in PATHS.items() for state in path.split() if state not in UNDOES[command]
+]
+
+
+def test_the_tables_speak_of_every_command() -> None:
+    assert PATHS.keys() == UNDOES.keys() == {"create_instance", *EXAMPLES}
+
+
+@pytest.mark.parametrize("command", PATHS)
+def test_a_command_passes_its_states_in_order(command: str) -> None:
+    path, end, first = PATHS[command]
+    instance = started(command)
+    assert names(instance)[0 if command == "create_instance" else -1] == first
+    assert settle(instance) == path.split()
+    assert instance.state == end
+
+
+@pytest.mark.parametrize("command", PATHS)
+def test_a_command_plans_what_it_passes(command: str) -> None:
+    operation = started(command).operation
+    assert operation is not None
+    assert list(operation.plan) == PATHS[command][0].split()
+
+
+@pytest.mark.parametrize("command", PATHS)
+def test_an_operation_that_is_done_leaves_neither_operation_nor_failure(command: str) -> None:
+    instance = started(command)
+    settle(instance)
+    assert instance.operation is None
+    assert instance.failure is None
+
+
+@pytest.mark.parametrize(("command", "state", "path", "end"), FAILURES)
+def test_a_failure_is_undone(command: str, state: str, path: str, end: str) -> None:
+    instance = advance(started(command), state)
+    fail(instance)
+    assert settle(instance) == path.split()
+    assert instance.state == end
+
+
+@pytest.mark.parametrize(("command", "state", "path", "end"), FAILURES)
+def test_a_failure_is_kept_with_its_cause_until_the_next_operation(
+    command: str, state: str, path: str, end: str
+) -> None:
+    instance = advance(started(command), state)
+    fail(instance, "no_valid_host", "No valid host was found.")
+    settle(instance)
+    failure = given(instance).failure
+    assert failure is not None
+    assert (failure.code, failure.message, failure.state) == ("no_valid_host", "No valid host was found.", state)
+
+
+@pytest.mark.parametrize(("command", "state"), IRREVERSIBLE)
+def test_past_the_point_of_no_return_nothing_fails(command: str, state: str) -> None:
+    assert not advance(started(command), state).can("failed")
+
+
+@pytest.mark.parametrize("state", sorted({s for _, _, path, _ in FAILURES for s in path.split()}))
+def test_what_undoes_never_fails_it_parks(state: str) -> None:
+    for command, failing, path, _ in FAILURES:
+        if state in path.split():
+            instance = advance(started(command), failing)
+            fail(instance)
+            assert not advance(instance, state).can("failed")
+
+
+# --- facts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_built_instance_knows_what_was_made() -> None:
+    instance = given(active())
+    assert (instance.port_id, instance.volume_id, instance.server_id) == ("port-1", "volume-1", "server-1")
+    assert (instance.address, instance.port, instance.host) == ("127.9.9.9", 5432, "host-1")
+
+
+def test_a_create_that_shall_be_kept_ends_in_error_with_all_that_was_made() -> None:
+    for state in ("build_server", "build_attachment", "build_database", "build_health"):
+        instance = advance(requested(keep_on_failure=True), state)
+        fail(instance)
+        assert (instance.state, instance.operation, instance.volume_id) == ("ERROR", None, "volume-1")
+
+
+def test_a_create_that_shall_be_kept_is_undone_while_there_is_no_server_to_look_at() -> None:
+    for state in ("build_quota", "build_port", "build_volume", "build_credentials"):
+        instance = advance(requested(keep_on_failure=True), state)
+        fail(instance)
+        settle(instance)
+        assert instance.state == "FAILED"
+
+
+def test_the_volume_has_its_new_size_once_it_is_extended() -> None:
+    instance = advance(started("resize_volume"), "resize_volume_extend")
+    owed = instance.owes()
+    assert instance.volume_size == 1
+    assert owed is not None
+    assert owed.effect == ExtendVolume(instance_id=instance.id, volume_id="volume-1", size=2)
+    pay(instance)
+    assert given(instance).volume_size == 2
+
+
+def test_a_failed_extension_leaves_the_old_size_and_reserves_it_again() -> None:
+    instance = advance(started("resize_volume"), "resize_volume_extend")
+    fail(instance)
+    owed = instance.owes()
+    assert owed is not None
+    assert isinstance(owed.effect, SendCommand)
+    assert owed.effect.args["volumes"] == instance.volume_size == 1
+
+
+def test_the_flavor_is_the_old_one_until_the_new_one_is_confirmed() -> None:
+    instance = advance(started("resize_flavor"), "resize_flavor_confirm")
+    assert instance.flavor.id == "small"
+    pay(instance)
+    assert given(instance).flavor.id == "large"
+
+
+def _ram_configured(instance: Instance) -> int:
+    owed = instance.owes()
+    assert owed is not None
+    assert isinstance(owed.effect, StartDatabase)
+    return owed.effect.ram
+
+
+def test_the_database_is_started_for_the_memory_that_its_server_has() -> None:
+    forward = advance(started("resize_flavor"), "resize_flavor_start")
+    assert _ram_configured(forward) == 2048
+    fail(forward)
+    assert _ram_configured(advance(forward, "undo_resize_flavor_start")) == 512
+
+
+def test_a_flavor_that_was_given_up_does_not_come_back_with_a_later_start() -> None:
+    instance = advance(started("resize_flavor"), "resize_flavor_health")
+    fail(instance)
+    settle(instance)
+    instance = given(instance)
+    again = started("reboot")
+    assert instance.flavor.id == "small"
+    instance.execute(EXAMPLES["reboot"], context())
+    assert _ram_configured(advance(instance, "reboot_start")) == _ram_configured(advance(again, "reboot_start"))
+
+
+def test_a_reverted_server_goes_back_to_flavor_and_host_that_it_had() -> None:
+    for command in ("resize_flavor", "migrate"):
+        instance = advance(started(command), f"{command}_health")
+        fail(instance)
+        owed = instance.owes()
+        assert owed is not None
+        assert owed.effect == RevertServer(
+            instance_id=instance.id, server_id="server-1", flavor_id="small", host="host-1"
+        )
+
+
+def test_the_host_is_the_old_one_until_the_migration_is_confirmed() -> None:
+    instance = advance(started("migrate"), "migrate_server")
+    owed = instance.owes()
+    assert owed is not None
+    assert owed.effect == MigrateServer(
+        instance_id=instance.id, server_id="server-1", from_host="host-1", host="host-2"
+    )
+    advance(instance, "migrate_confirm")
+    assert instance.host == "host-1"
+    pay(instance)
+    assert given(instance).host == "host-2"
+
+
+def test_absence_is_owed_by_name_when_no_id_is_known() -> None:
+    instance = advance(requested(), "build_port")
+    fail(instance)
+    owed = instance.owes()
+    assert owed is not None
+    assert owed.effect == PortAbsent(instance_id=instance.id, name=f"holdfast-{instance.id}", port_id=None)
+
+
+def test_the_key_of_an_effect_is_the_same_over_all_attempts_and_another_in_the_next_state() -> None:
+    instance = advance(requested(), "build_port")
+    first = instance.owes()
+    assert first is not None
+    assert first.key == f"{instance.id}:2:EnsurePort"
+    instance.note("AttemptFailed", at=NOON, **ATTEMPT)
+    assert instance.owes() == first
+    pay(instance)
+    second = instance.owes()
+    assert second is not None
+    assert second.key == f"{instance.id}:4:EnsureVolume"
+
+
+# --- attempts and parking -----------------------------------------------------------------------------------------
+
+
+def test_a_failed_attempt_keeps_the_state_and_says_when_the_next_is_due() -> None:
+    instance = advance(requested(), "build_port")
+    instance.note("AttemptFailed", at=NOON, **ATTEMPT)
+    instance = given(instance)
+    assert (instance.state, instance.attempts, instance.retry_at) == ("build_port", 1, NOON)
+
+
+def test_the_next_state_begins_without_attempts() -> None:
+    instance = advance(requested(), "build_port")
+    instance.note("AttemptFailed", at=NOON, **ATTEMPT)
+    pay(instance)
+    assert (instance.attempts, instance.retry_at) == (0, None)
+
+
+def test_a_parked_operation_keeps_state_and_operation_and_says_why() -> None:
+    instance = advance(started("resize_volume"), "resize_volume_grow")
+    operation = instance.operation
+    instance.note("OperationParked", at=NOON, effect="GrowFileSystem", code="guest_error", message="no space")
+    instance = given(instance)
+    assert instance.parked == Parked(effect="GrowFileSystem", code="guest_error", message="no space")
+    assert (instance.state, instance.operation) == ("resize_volume_grow", operation)
+
+
+def test_a_settled_instance_takes_no_notes() -> None:
+    instance = given(active())
+    instance.note("AttemptFailed", at=NOON, **ATTEMPT)
+    assert names(instance) == []

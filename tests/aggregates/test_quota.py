@@ -1,0 +1,132 @@
+"""A project's quota: reserving and releasing, twice as once, and never over a limit that was not passed already."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from aggregates.base import Refusal
+from aggregates.catalogue import Quota as Limits
+from aggregates.commands import Command, ReleaseQuota, ReserveQuota, Restart
+from aggregates.obligations import quota_id
+from aggregates.quota import Held, Quota
+from engine.store import fold
+from tests.support.given import CATALOGUE, context
+
+ONE, TWO = UUID(int=1), UUID(int=2)
+
+
+def reserve(instance_id: UUID, ram: int = 512, volumes: int = 1) -> ReserveQuota:
+    return ReserveQuota(instance_id=instance_id, ram=ram, volumes=volumes)
+
+
+def opened(*commands: Command, **limits: int) -> Quota:
+    """A quota that has decided the commands, as its events tell it."""
+    given = context(catalogue=msgspec.structs.replace(CATALOGUE, quota=Limits(**limits)))
+    quota = Quota.create(quota_id("acme"), commands[0], given)
+    for command in commands[1:]:
+        quota.execute(command, given)
+    known: Quota = fold(quota.collect_events())
+    return known
+
+
+def events(quota: Quota, command: Command, **limits: int) -> list[str]:
+    quota.execute(command, context(catalogue=msgspec.structs.replace(CATALOGUE, quota=Limits(**limits))))
+    return [type(event).__name__ for event in quota.collect_events()]
+
+
+def refusal(quota: Quota, command: Command, **limits: int) -> Refusal:
+    held = dict(quota.held)
+    with pytest.raises(Refusal) as raised:
+        events(quota, command, **limits)
+    assert quota.held == held
+    assert list(quota.pending_events) == []
+    return raised.value
+
+
+def test_the_first_command_opens_the_quota_and_is_decided() -> None:
+    quota = Quota.create(quota_id("acme"), reserve(ONE), context())
+    assert [type(e).__name__ for e in quota.collect_events()] == ["QuotaOpened", "ReservationChanged"]
+    assert quota.held == {ONE: Held(ram=512, volumes=1)}
+
+
+def test_a_first_reservation_that_does_not_fit_opens_nothing() -> None:
+    with pytest.raises(Refusal) as raised:
+        opened(reserve(ONE), ram=100)
+    assert raised.value.code == "quota_exceeded"
+
+
+def test_reserving_again_replaces_what_was_held() -> None:
+    assert opened(reserve(ONE), reserve(ONE, ram=1024)).held == {ONE: Held(ram=1024, volumes=1)}
+
+
+def test_reserving_the_same_twice_is_the_same_as_once() -> None:
+    assert events(opened(reserve(ONE)), reserve(ONE)) == []
+
+
+def test_releasing_twice_is_the_same_as_once() -> None:
+    quota = opened(reserve(ONE))
+    assert events(quota, ReleaseQuota(instance_id=ONE)) == ["ReservationReleased"]
+    assert events(quota, ReleaseQuota(instance_id=ONE)) == []
+    assert quota.held == {}
+
+
+def test_releasing_what_was_never_held_is_no_event() -> None:
+    assert events(opened(reserve(ONE)), ReleaseQuota(instance_id=TWO)) == []
+    assert opened(ReleaseQuota(instance_id=ONE)).held == {}
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"instances": 1}, "would hold 2 instances, and its quota is 1"),
+        ({"ram": 1023}, "would hold 1024 ram (MiB), and its quota is 1023"),
+        ({"volumes": 1}, "would hold 2 volumes (GiB), and its quota is 1"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused_with_the_limit(limits: dict[str, int], words: str) -> None:
+    refused_with = refusal(opened(reserve(ONE)), reserve(TWO), **limits)
+    assert refused_with.code == "quota_exceeded"
+    assert words in refused_with.message
+
+
+def test_what_just_fits_is_reserved() -> None:
+    quota = opened(reserve(ONE))
+    assert events(quota, reserve(TWO), instances=2, ram=1024, volumes=2) == ["ReservationChanged"]
+
+
+def test_a_limit_of_zero_is_a_limit_and_minus_one_is_none() -> None:
+    quota = opened(reserve(ONE))
+    assert refusal(quota, reserve(TWO), instances=0).code == "quota_exceeded"
+    assert events(quota, reserve(TWO), instances=-1) == ["ReservationChanged"]
+
+
+def test_over_a_lowered_limit_shrinking_is_allowed_and_growing_is_not() -> None:
+    quota = opened(reserve(ONE, ram=4096, volumes=10), reserve(TWO))
+    lowered = {"instances": 1, "ram": 1024, "volumes": 5}
+    assert events(quota, reserve(ONE, ram=2048, volumes=10), **lowered) == ["ReservationChanged"]
+    assert refusal(quota, reserve(ONE, ram=2049, volumes=10), **lowered).code == "quota_exceeded"
+    assert refusal(quota, reserve(ONE, ram=2048, volumes=11), **lowered).code == "quota_exceeded"
+
+
+def test_what_shrinks_in_one_respect_may_not_grow_in_another_over_its_limit() -> None:
+    quota = opened(reserve(ONE, ram=4096, volumes=10))
+    assert refusal(quota, reserve(ONE, ram=512, volumes=11), volumes=5).code == "quota_exceeded"
+
+
+def test_another_project_finds_nothing() -> None:
+    with pytest.raises(Refusal) as raised:
+        opened(reserve(ONE)).execute(ReleaseQuota(instance_id=ONE), context(project="rival"))
+    assert raised.value.code == "not_found"
+
+
+def test_a_command_of_another_kind_is_unknown() -> None:
+    assert refusal(opened(reserve(ONE)), Restart()).code == "unknown_command"
+
+
+def test_projects_have_quotas_of_their_own() -> None:
+    assert quota_id("acme") != quota_id("rival")
+    assert quota_id("acme") == quota_id("acme")
