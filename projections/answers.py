@@ -100,7 +100,7 @@ class StatePassed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OperationAnswer(Answer, frozen=True, kw_only=True):
-    """An operation: step `n` of `m` of its plan, what it owes now, and how it ended.
+    """An operation: at step `n` of the `m` of its plan, or how far it came, what it owes now, and how it ended.
 
     `error` is the last try's while it runs, the failure's once it has left its plan. `duration` in seconds.
     """

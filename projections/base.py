@@ -103,9 +103,10 @@ class _Pool(SQLiteConnectionPool):
 
 class _Datastore(SQLiteDatastore):
     def __init__(self, path: Path) -> None:
-        super().__init__(f"file:{path}", lock_timeout=10)
+        name = path.absolute().as_uri()
+        super().__init__(name, lock_timeout=10)
         self.pool.close()
-        self.pool = _Pool(db_name=f"file:{path}", lock_timeout=10)
+        self.pool = _Pool(db_name=name, lock_timeout=10)
 
 
 class ReadModels(SQLiteTrackingRecorder):
@@ -253,6 +254,9 @@ def update(c: SQLiteCursor, table: str, key: Mapping[str, Any], row: Mapping[str
 
 
 def one(c: SQLiteCursor, statement: str, *values: Any) -> Any:
-    """The first row of a query, or None."""
+    """The row that must be there. Raises `LookupError`."""
     c.execute(statement, values)
-    return c.fetchone()
+    row = c.fetchone()
+    if row is None:
+        raise LookupError(f"no row for {values}, which an earlier event should have made")
+    return row

@@ -9,13 +9,15 @@ from __future__ import annotations
 import base64
 import sqlite3
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from projections.answers import Answer, ListAnswer, columns, from_row
 
 LIMIT = 1000
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 DEFAULT_LIMIT = 100
 
 
@@ -31,7 +33,7 @@ class QueryError(Exception):
 class ListRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Arguments of `list`. `filter`: field to value; `sort`: a field, with `-` before it from the largest down."""
 
-    filter: dict[str, str | int | bool] | None = None
+    filter: dict[str, str | Integer | bool] | None = None
     sort: str | None = None
     marker: str | None = None
     limit: int | None = None
@@ -111,7 +113,7 @@ def _marker(position: list[Any]) -> str:
 def _position(marker: str) -> tuple[str | int, str | int]:
     try:
         content = base64.urlsafe_b64decode(marker.encode())
-        return msgspec.json.decode(content, type=tuple[str | int, str | int])
+        return msgspec.json.decode(content, type=tuple[str | Integer, str | Integer])
     except (ValueError, msgspec.DecodeError):
         raise QueryError("invalid_argument", "the marker is none that a list gave; begin again without one") from None
 

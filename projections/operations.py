@@ -92,7 +92,7 @@ def _begin(c: SQLiteCursor, project: str, kind: str, aggregate_id: str, event: A
             "command": operation.command,
             "actor": operation.actor,
             "plan": as_json(operation.plan),
-            "n": 0,
+            "n": 1,
             "m": len(operation.plan),
             "state": state,
             "effect": effect_owed(kind, state),
@@ -142,7 +142,7 @@ def _transition(c: SQLiteCursor, key: dict[str, str], kind: str, aggregate_id: s
     states.append(StatePassed(state=state, at=event.timestamp))
     plan = msgspec.json.decode(row["plan"], type=list[str])
     change = {
-        "n": plan.index(state) if state in plan else row["n"],
+        "n": plan.index(state) + 1 if state in plan else row["n"],
         "attempts": 0,
         "error": failure,
         "retry_at": None,

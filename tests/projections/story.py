@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from eventsourcing.persistence import StoredEvent as LibraryStoredEvent
 
 from aggregates.base import Context, Failure, Refusal
@@ -81,8 +82,23 @@ class Story:
     def append(self, *events: Any) -> None:
         self.recorder.insert_events([self.log.mapper.to_stored_event(event) for event in events])
 
-    def append_raw(self, topic: str, state: bytes = b"{}") -> None:
-        self.recorder.insert_events([LibraryStoredEvent(self.uuid(), 1, topic, state)])
+    def append_raw(self, topic: str, state: bytes, aggregate_id: UUID | None = None) -> None:
+        """Append an event as a newer or a broken writer might."""
+        stored = LibraryStoredEvent(aggregate_id or self.uuid(), 99, topic, state)
+        self.recorder.insert_events([stored])
+
+    def spoil(self) -> int:
+        """Append an event that no lifecycle leads to, so that models of states cannot take it; its position."""
+        instance_id = next(iter(self.instances))
+        body = {
+            "originator_id": instance_id,
+            "originator_version": 99,
+            "timestamp": self.tick(),
+            "state": "no_such_state",
+            "operation_id": instance_id,
+        }
+        self.append_raw("instance.PortDeleted", msgspec.json.encode(body), instance_id)
+        return self.log.end()
 
     def context(self, project: str, command_id: UUID, actor: str) -> Context:
         return Context(
