@@ -12,8 +12,9 @@ from uuid import UUID, uuid4
 
 import msgspec
 
+from engine.broker import BrokerSettings
 from engine.client_arguments import SecretRef, databases, flavor_reference, identifier, present, users
-from engine.client_connection import DEFAULT_SERVERS, Connection
+from engine.client_connection import DEFAULT_URL, Connection
 from engine.client_context import Context, context_from
 from engine.client_errors import (
     ClientError,
@@ -31,6 +32,7 @@ from engine.client_queries import Queries
 from engine.messages import MAX_BODY, MSG_ID, REPLY_TO, CommandEnvelope, CommandSubject, message_id, query_subject
 
 __all__ = [
+    "BrokerSettings",
     "ClientError",
     "Connection",
     "Context",
@@ -68,21 +70,19 @@ class Options(TypedDict, total=False):
 
 
 class TaskManager:
-    """Publishes commands for one project. Give a `connection` to share one, or its parameters to have an own one."""
+    """Publishes commands for one project. `broker` is a connection to share, or where to make an own one."""
 
     kind = "instance"
 
     def __init__(
         self,
         context: Any,
-        connection: Connection | None = None,
-        *,
-        servers: str | list[str] = DEFAULT_SERVERS,
+        broker: Connection | BrokerSettings | str = DEFAULT_URL,
         **connection_options: Any,
     ) -> None:
         self.context = context_from(context)
-        self._owned = connection is None
-        self.connection = connection or Connection(servers, **connection_options)
+        self._owned = not isinstance(broker, Connection)
+        self.connection = broker if isinstance(broker, Connection) else Connection(broker, **connection_options)
         self.queries = Queries(self.connection, self.context.project)
 
     async def __aenter__(self) -> Self:

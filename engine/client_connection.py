@@ -7,27 +7,25 @@ same message. It does not tell a broker that is down from one that is slow: both
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import msgspec
-import nats
 import nats.errors
 import nats.js.errors
-import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import PubAck
 
+from engine.broker import BrokerError, BrokerSettings, connect
 from engine.client_errors import ClientError, InvalidCommand, NotPublished, QueryFailed, TimedOut, Unreachable
+from engine.credentials import inbox_prefix
+from engine.state import StateDirectory
 
-DEFAULT_SERVERS = "nats://127.0.0.1:4222"
+DEFAULT_URL = "nats://127.0.0.1:4222"
 T = TypeVar("T")
-_log = structlog.get_logger()
 _TRY = 5.0  # seconds for one try of a call; a lost connection is noticed at the next one
 _ABSENT_GRACE = 2.0  # seconds for a stream or a responder to come (back) after a restart
 _STREAM_FULL = frozenset({10047, 10077})  # the stream's or the account's storage is used up
@@ -35,31 +33,47 @@ _TOO_LARGE = 10054
 
 
 class Connection:
-    """One connection for commands and queries. `seed` is an NKey seed file, `credentials` a .creds file."""
+    """One connection for commands and queries; `timeout` is the limit of a call that has none of its own.
+
+    `inbox_prefix` is where the broker lets this user be answered; the client's own default if not given.
+    """
 
     def __init__(
         self,
-        servers: str | list[str] = DEFAULT_SERVERS,
+        broker: BrokerSettings | str = DEFAULT_URL,
         *,
-        seed: Path | None = None,
-        credentials: Path | None = None,
-        tls: ssl.SSLContext | None = None,
-        inbox_prefix: str = "_INBOX",
+        inbox_prefix: str | None = None,
         timeout: float = 10.0,
         name: str = "holdfast-client",
     ) -> None:
         self.timeout = timeout
-        self._servers = servers
-        self._options: dict[str, Any] = {"name": name, "inbox_prefix": inbox_prefix, "tls": tls}
-        if seed is not None:
-            self._options["nkeys_seed"] = str(seed)
-        if credentials is not None:
-            self._options["user_credentials"] = str(credentials)
+        self._settings = BrokerSettings(url=broker) if isinstance(broker, str) else broker
+        self._inbox_prefix = inbox_prefix
+        self._name = name
         self._client: Client | None = None
         self._opening = asyncio.Lock()
-        self._complaint: Exception | None = None
         self._inbox: str | None = None
         self._decisions: dict[str, asyncio.Future[bytes]] = {}
+
+    @classmethod
+    def local(cls, state: StateDirectory, user: str = "publisher", **options: Any) -> Self:
+        """To the embedded broker of a state directory on this machine, as one of its users."""
+        seed = state.credentials / f"{user}.nk"
+        try:
+            port = int((state.broker / "port").read_text())
+            seed.read_bytes()
+        except FileNotFoundError:
+            raise Unreachable(
+                "no_engine",
+                f"no engine has been started on the state directory {state.root}; run `holdfast up`, or name another "
+                "state directory or a broker",
+            ) from None
+        except (OSError, ValueError) as e:
+            raise Unreachable(
+                "unauthorised", f"the state directory {state.root} cannot be read ({e}); act as the engine's own user"
+            ) from None
+        settings = BrokerSettings(url=f"nats://127.0.0.1:{port}", seed_file=seed)
+        return cls(settings, inbox_prefix=inbox_prefix(user), **options)
 
     async def __aenter__(self) -> Self:
         await self._open()
@@ -105,10 +119,12 @@ class Connection:
             except nats.errors.Error:
                 client = await self._open()
                 await asyncio.sleep(0.1)
-        raise NotPublished(
-            "unacknowledged",
-            f"the broker did not acknowledge within {timeout or self.timeout:g} s{self._because()}; the command may "
-            "be stored: send it again under the same command id, or ask for its operation",
+        raise self._expired(
+            NotPublished(
+                "unacknowledged",
+                f"the broker did not acknowledge within {timeout or self.timeout:g} s; the command may be stored: "
+                "send it again under the same command id, or ask for its operation",
+            )
         )
 
     async def request(self, subject: str, payload: Any, timeout: float | None = None) -> Any:
@@ -136,7 +152,7 @@ class Connection:
                 await asyncio.sleep(0.1)
             else:
                 return _answer(subject, answer)
-        raise TimedOut(f"{subject} did not answer within {limit:g} s{self._because()}; try again or wait longer")
+        raise self._expired(TimedOut(f"{subject} did not answer within {limit:g} s; try again or wait longer"))
 
     async def expect_decision(self, command_id: str) -> str:
         """The subject to which the engine may send the decision; `decision` waits for what comes there."""
@@ -185,62 +201,23 @@ class Connection:
         async with self._opening:
             if self._client is not None and not self._client.is_closed:
                 return self._client
-            self._client, self._inbox, self._complaint = None, None, None
-            client = Client()
-            connecting = asyncio.ensure_future(
-                client.connect(
-                    self._servers,
-                    error_cb=self._complain,
-                    connect_timeout=2,
-                    reconnect_time_wait=1,
-                    max_reconnect_attempts=-1,
-                    ping_interval=10,
-                    **self._options,
-                )
-            )
+            self._client = self._inbox = None
             try:
-                await self._connected(connecting)
-            except BaseException:
-                connecting.cancel()
-                await asyncio.gather(connecting, return_exceptions=True)
-                await client.close()
-                raise
-            self._client = client
-            return client
-
-    async def _connected(self, connecting: asyncio.Future[None]) -> None:
-        deadline = time.monotonic() + self.timeout
-        while time.monotonic() < deadline:
-            done, _ = await asyncio.wait([connecting], timeout=0.05)
-            if (
-                isinstance(self._complaint, nats.errors.AuthorizationError)
-                or "authorization" in str(self._complaint).lower()
-            ):
-                raise Unreachable(
-                    "unauthorised",
-                    f"the broker at {self._where()} refuses these credentials; give the seed of a publisher it knows",
+                self._client = await connect(
+                    self._settings, name=self._name, inbox_prefix=self._inbox_prefix, timeout=self.timeout
                 )
-            if done:
-                break
-        error = connecting.exception() if connecting.done() else None
-        if error is not None or not connecting.done():
-            raise Unreachable(
-                "unreachable",
-                f"no broker answers at {self._where()}{self._because(error)}; start the engine or correct the address",
-            )
+            except BrokerError as e:
+                raise Unreachable(e.code.removeprefix("broker_"), e.message) from None
+            except OSError as e:
+                raise Unreachable("unauthorised", f"a file of the credentials cannot be read: {e}") from None
+            return self._client
 
-    async def _complain(self, error: Exception) -> None:
-        self._complaint = error
-        _log.debug("broker_connection", error=str(error) or type(error).__name__)
-
-    def _where(self) -> str:
-        # An address may carry a password before its @.
-        servers = [self._servers] if isinstance(self._servers, str) else self._servers
-        return ", ".join(f"{s.partition('://')[0]}://{s.rpartition('@')[2].rpartition('://')[2]}" for s in servers)
-
-    def _because(self, error: BaseException | None = None) -> str:
-        cause = error or self._complaint
-        return f" ({str(cause) or type(cause).__name__})" if cause is not None else ""
+    def _expired(self, otherwise: ClientError) -> ClientError:
+        """What to say when a call had no answer: the broker drops what a user may not do, and tells it aside."""
+        cause = self._client.last_error if self._client is not None else None
+        if cause is not None and "permissions violation" in str(cause).lower():
+            return Unreachable("unauthorised", f"the broker does not let this user do it ({cause}); use another seed")
+        return otherwise
 
 
 async def _cancellable(call: Coroutine[Any, Any, T]) -> T:

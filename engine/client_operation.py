@@ -20,7 +20,7 @@ from engine.messages import PREFIX, Decision, Outcome, query_subject
 _ROUND = 5.0  # seconds that one waiting query may take before it is asked again
 _LOOK = 1.0  # seconds between two looks at the progress when no event comes
 _PAUSE = 0.2  # seconds before a query that found nothing yet is asked again
-_NOT_YET = frozenset({"not_found", "timeout", "pending", "undecided", "no_responders"})
+_NOT_YET = frozenset({"not_found", "timeout", "overloaded", "no_responders"})
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +114,7 @@ class Operation:
             raise
         except TimedOut:
             return None
-        return dict(found.get("item", found))
+        return dict(found)
 
     async def _decided(self, timeout: float) -> Decision:
         deadline = time.monotonic() + timeout

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import DiscardPolicy, StreamConfig
 
+from engine.broker import BrokerSettings, connect, ensure_streams
 from engine.messages import REPLY_TO, command_filter, query_subject
 
 SERVER = Path(sys.executable).parent / "nats-server"
@@ -68,11 +68,6 @@ class Broker:
             left.unlink()
 
 
-async def make_stream(client: Client, **limits: Any) -> None:
-    config = StreamConfig(name="commands", subjects=[command_filter()], discard=DiscardPolicy.NEW, **limits)
-    await client.jetstream().add_stream(config)
-
-
 class Responder:
     """Stands where the engine will: keeps what was published, answers queries by the functions given."""
 
@@ -86,12 +81,13 @@ class Responder:
         self._client: Client | None = None
         self._tasks: list[asyncio.Future[None]] = []
 
-    async def start(self, url: str, **stream: Any) -> None:
-        async def quiet(_: Exception) -> None:
-            return None
-
-        self._client = await nats.connect(url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=quiet)
-        await make_stream(self._client, **stream)
+    async def start(self, broker: BrokerSettings, inbox: str | None = None, **stream: Any) -> None:
+        self._client = await connect(broker, name="responder", inbox_prefix=inbox)
+        if stream:
+            config = StreamConfig(name="small", subjects=[command_filter()], discard=DiscardPolicy.NEW, **stream)
+            await self._client.jetstream().add_stream(config)
+        else:
+            await ensure_streams(self._client.jetstream())
         await self._client.subscribe(command_filter(), cb=self._command)
         await self._client.subscribe(query_subject(self.project, "*", "*"), cb=self._query)
         await self._client.flush()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.client import Context, TaskManager
+from engine.client import BrokerSettings, Context, TaskManager
 from tests.client.broker import Broker, Responder
 
 
@@ -23,7 +23,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 async def responder(broker: Broker) -> AsyncIterator[Responder]:
     started = Responder()
     try:
-        await started.start(broker.url)
+        await started.start(BrokerSettings(url=broker.url))
         yield started
     finally:
         await started.stop()
@@ -31,5 +31,5 @@ async def responder(broker: Broker) -> AsyncIterator[Responder]:
 
 @pytest.fixture
 async def manager(broker: Broker, responder: Responder) -> AsyncIterator[TaskManager]:
-    async with TaskManager(Context(project="acme", actor="alice"), servers=broker.url) as client:
+    async with TaskManager(Context(project="acme", actor="alice"), broker=broker.url) as client:
         yield client

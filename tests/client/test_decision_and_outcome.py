@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from engine.client import (
+    BrokerSettings,
+    Connection,
     Context,
     NotPublished,
     OperationCancelled,
@@ -25,6 +28,9 @@ from engine.client import (
     register,
 )
 from engine.client_sync import SyncTaskManager
+from engine.credentials import inbox_prefix
+from engine.embedded import EmbeddedBroker
+from engine.state import StateDirectory
 from tests.client.broker import Broker, Responder, decided
 
 ALICE = Context(project="acme", actor="alice")
@@ -97,12 +103,12 @@ async def test_an_operation_that_did_not_get_there_raises(
 
 
 async def test_a_handle_works_from_another_process(broker: Broker, responder: Responder) -> None:
-    async with TaskManager(ALICE, servers=broker.url) as first:
+    async with TaskManager(ALICE, broker=broker.url) as first:
         command_id = (await first.restart(INSTANCE)).id
     responder.answers["commands", "get"] = lambda q: (
         decided(q["command_id"]) | (record("done") if q["for"] == "outcome" else {})
     )
-    async with TaskManager(ALICE, servers=broker.url) as second:
+    async with TaskManager(ALICE, broker=broker.url) as second:
         result = await second.operation(command_id).done(30)
     assert (result.operation_id, result.outcome) == (command_id, "done")
 
@@ -166,9 +172,9 @@ async def test_a_command_is_published_once_the_broker_is_back(
 
 async def test_a_full_stream_is_an_error_with_a_code(broker: Broker) -> None:
     small = Responder()
-    await small.start(broker.url, max_msgs=1)
+    await small.start(BrokerSettings(url=broker.url), max_msgs=1)
     try:
-        async with TaskManager(ALICE, servers=broker.url) as client:
+        async with TaskManager(ALICE, broker=broker.url) as client:
             await client.restart(INSTANCE)
             with pytest.raises(NotPublished) as caught:
                 await client.restart(INSTANCE)
@@ -178,7 +184,7 @@ async def test_a_full_stream_is_an_error_with_a_code(broker: Broker) -> None:
 
 
 async def test_a_broker_without_the_stream_is_an_error_with_a_code(broker: Broker) -> None:
-    async with TaskManager(ALICE, servers=broker.url) as client:
+    async with TaskManager(ALICE, broker=broker.url) as client:
         with pytest.raises(NotPublished) as caught:
             await client.restart(INSTANCE)
     assert caught.value.code == "no_stream"
@@ -187,7 +193,7 @@ async def test_a_broker_without_the_stream_is_an_error_with_a_code(broker: Broke
 async def test_no_broker_is_an_error_with_a_code(broker: Broker) -> None:
     broker.stop()
     began = time.monotonic()
-    async with TaskManager(ALICE, servers=broker.url, timeout=1.0) as client:
+    async with TaskManager(ALICE, broker=broker.url, timeout=1.0) as client:
         with pytest.raises(Unreachable) as caught:
             await client.restart(INSTANCE)
     assert caught.value.code == "unreachable"
@@ -198,7 +204,7 @@ async def test_wrong_credentials_are_an_error_with_a_code(tmp_path: Any) -> None
     closed = Broker(tmp_path / "closed", 'authorization { user: "a", password: "b" }')
     try:
         closed.start()
-        async with TaskManager(ALICE, servers=closed.url.replace("//", "//x:secret@")) as client:
+        async with TaskManager(ALICE, closed.url.replace("//", "//x:secret@"), timeout=1.0) as client:
             with pytest.raises(Unreachable) as caught:
                 await client.restart(INSTANCE)
         assert caught.value.code == "unauthorised"
@@ -208,7 +214,7 @@ async def test_wrong_credentials_are_an_error_with_a_code(tmp_path: Any) -> None
 
 
 async def test_a_query_without_an_engine_is_an_error_with_a_code(broker: Broker) -> None:
-    async with TaskManager(ALICE, servers=broker.url) as client:
+    async with TaskManager(ALICE, broker=broker.url) as client:
         with pytest.raises(QueryFailed) as caught:
             await client.queries.get("instances", instance_id=INSTANCE)
     assert caught.value.code == "no_responders"
@@ -233,7 +239,7 @@ async def test_scripts_have_a_synchronous_face(broker: Broker, responder: Respon
     responder.answers["instances", "list"] = lambda _: {"items": [{"name": "a"}], "next_marker": None}
 
     def script() -> None:
-        with SyncTaskManager(ALICE, servers=broker.url) as client:
+        with SyncTaskManager(ALICE, broker=broker.url) as client:
             assert client.put_secret("s") == SecretRef("vault:1")
             handle = client.resize_volume(INSTANCE, 3)
             assert handle.accepted(30).accepted
@@ -269,3 +275,25 @@ async def test_waiting_ends_when_cancelled_even_as_an_answer_comes(manager: Task
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
+
+
+async def test_the_embedded_broker_is_found_by_its_state_directory(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "state")
+    with pytest.raises(Unreachable) as caught:
+        Connection.local(state)
+    assert caught.value.code == "no_engine"
+    state.prepare()
+    broker, responder = EmbeddedBroker(state, port=None), Responder()
+    try:
+        await broker.start()
+        await responder.start(broker.settings("worker"), inbox_prefix("worker"))
+        responder.answers["commands", "get"] = lambda q: decided(q["command_id"])
+        async with Connection.local(state, timeout=30) as connection:
+            manager = TaskManager(ALICE, connection)
+            assert (await (await manager.restart(INSTANCE)).accepted(30)).accepted
+            with pytest.raises(Unreachable) as caught:
+                await connection.publish("holdfast.v1.evt.acme.instance.x.Forged", b"{}", {}, timeout=1)
+            assert caught.value.code == "unauthorised"
+    finally:
+        await responder.stop()
+        await broker.stop()

@@ -120,7 +120,7 @@ async def test_what_is_not_asked_for_is_not_sent(manager: TaskManager, responder
 async def test_the_context_and_the_options_are_in_the_envelope(broker: Broker, responder: Responder) -> None:
     deadline, trace = datetime(2030, 1, 1, tzinfo=UTC), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     request = SimpleNamespace(project_id="acme", user_id="bob", deadline=deadline, traceparent=trace)
-    async with TaskManager(request, servers=broker.url) as client:
+    async with TaskManager(request, broker=broker.url) as client:
         await client.restart(INSTANCE, expected_version=7)
     await responder.wait_for(lambda: bool(responder.commands))
     body = msgspec.convert(responder.commands[0][1], CommandEnvelope)
