@@ -1,0 +1,180 @@
+"""The commands that start processes: up, worker, projector, agent, rebuild."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+import typer
+
+from engine import logs
+from engine.broker import BrokerError, BrokerSettings
+from engine.clouds.port import PayError
+from engine.embedded import DEFAULT_PORT
+from engine.service import Settings, rebuild_models, run_projections, run_up, run_worker
+from engine.state import default_directory
+from engine.store import StoreInUseError
+
+log = structlog.get_logger(__name__)
+
+State = Annotated[
+    Path | None, typer.Option("--state", help="Directory of the state.", envvar="HOLDFAST_STATE", show_default=False)
+]
+Nats = Annotated[
+    str | None, typer.Option("--nats", help="URL of a broker to use instead of the embedded one.", envvar="NATS_URL")
+]
+Seed = Annotated[Path | None, typer.Option("--seed", help="File with our NKey seed for that broker.")]
+Creds = Annotated[Path | None, typer.Option("--creds", help="File with our JWT credentials for that broker.")]
+Ca = Annotated[Path | None, typer.Option("--tls-ca", help="File with the CA of that broker's certificate.")]
+Cert = Annotated[Path | None, typer.Option("--tls-cert", help="File with our own certificate for that broker.")]
+Key = Annotated[Path | None, typer.Option("--tls-key", help="File with the key of our certificate.")]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        help="Event store: sqlite:///path or postgresql://user@host/database; SQLite in the state by default.",
+        envvar="HOLDFAST_STORE",
+    ),
+]
+InFlight = Annotated[int, typer.Option(help="Effects towards the cloud at once.", min=1)]
+RunAs = Annotated[str | None, typer.Option(help="user-id:group-id of the guests when started by root.")]
+JsonLog = Annotated[bool, typer.Option("--json-log", help="Log in JSON.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Log more.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command(rich_help_panel="Processes")(up)
+    app.command(rich_help_panel="Processes")(worker)
+    app.command(rich_help_panel="Processes")(projector)
+    app.command(
+        rich_help_panel="Processes", context_settings={"ignore_unknown_options": True, "help_option_names": []}
+    )(agent)
+    app.command(rich_help_panel="Processes")(rebuild)
+
+
+def up(
+    state: State = None,
+    port: Annotated[
+        int, typer.Option(help="Port of the embedded broker; 0 for any, kept from then on.")
+    ] = DEFAULT_PORT,
+    nats: Nats = None,
+    seed: Seed = None,
+    creds: Creds = None,
+    tls_ca: Ca = None,
+    tls_cert: Cert = None,
+    tls_key: Key = None,
+    store: Store = None,
+    run_as: RunAs = None,
+    mount: Annotated[bool, typer.Option(help="Under root, give volumes a hard limit by mounting images.")] = True,
+    in_flight: InFlight = 64,
+    json_log: JsonLog = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run everything on this machine, in the foreground: broker, worker, projector and a local cloud."""
+    logs.configure(as_json=json_log, verbose=verbose)
+    settings = Settings(
+        state=state or default_directory(),
+        broker=_broker(nats, seed, creds, tls_ca, tls_cert, tls_key),
+        port=port,
+        store_url=store,
+        run_as=_user(run_as),
+        mount=mount,
+        in_flight=in_flight,
+    )
+    _run(run_up(settings))
+
+
+def worker(
+    nats: Annotated[str, typer.Option("--nats", help="URL of the broker.", envvar="NATS_URL")],
+    state: State = None,
+    seed: Seed = None,
+    creds: Creds = None,
+    tls_ca: Ca = None,
+    tls_cert: Cert = None,
+    tls_key: Key = None,
+    store: Store = None,
+    run_as: RunAs = None,
+    in_flight: InFlight = 64,
+    json_log: JsonLog = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a worker alone: it decides commands and pays what instances owe."""
+    logs.configure(as_json=json_log, verbose=verbose)
+    settings = Settings(
+        state=state or default_directory(),
+        broker=_broker(nats, seed, creds, tls_ca, tls_cert, tls_key),
+        store_url=store,
+        run_as=_user(run_as),
+        in_flight=in_flight,
+    )
+    _run(run_worker(settings))
+
+
+def projector(
+    nats: Annotated[str, typer.Option("--nats", help="URL of the broker.", envvar="NATS_URL")],
+    state: State = None,
+    seed: Seed = None,
+    creds: Creds = None,
+    tls_ca: Ca = None,
+    tls_cert: Cert = None,
+    tls_key: Key = None,
+    store: Store = None,
+    json_log: JsonLog = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a projector alone: it follows the log, keeps the read models and answers queries."""
+    logs.configure(as_json=json_log, verbose=verbose)
+    settings = Settings(
+        state=state or default_directory(),
+        broker=_broker(nats, seed, creds, tls_ca, tls_cert, tls_key),
+        store_url=store,
+    )
+    _run(run_projections(settings))
+
+
+def agent(context: typer.Context, arguments: Annotated[list[str], typer.Argument(metavar="CONFIG")]) -> None:
+    """Run the guest agent of one instance: CONFIG is its agent.json. Options: --run-as UID:GID."""
+    from engine.guest.__main__ import main as run_agent  # noqa: PLC0415 - the agent sets up a process of its own
+
+    raise typer.Exit(run_agent([*arguments, *context.args]))
+
+
+def rebuild(
+    models: Annotated[list[str] | None, typer.Argument(help="Read models; all by default.")] = None,
+    state: State = None,
+    store: Store = None,
+) -> None:
+    """Build read models anew from the log, while no projector runs. Readers see the old rows until it is done."""
+    logs.configure()
+    settings = Settings(state=state or default_directory(), store_url=store)
+    _run(rebuild_models(settings, models or []))
+
+
+def _broker(
+    url: str | None, seed: Path | None, creds: Path | None, ca: Path | None, cert: Path | None, key: Path | None
+) -> BrokerSettings | None:
+    if url is None:
+        return None
+    return BrokerSettings(url=url, seed_file=seed, creds_file=creds, tls_ca=ca, tls_cert=cert, tls_key=key)
+
+
+def _user(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    user, _, group = text.partition(":")
+    try:
+        return int(user), int(group or user)
+    except ValueError:
+        raise typer.BadParameter(f"--run-as wants numbers, as in 65534:65534, not {text}") from None
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    try:
+        asyncio.run(main)
+    except (StoreInUseError, BrokerError, PayError, ValueError, OSError) as error:
+        log.error("cannot_run", reason=str(error))  # noqa: TRY400 - the error says it all
+        raise typer.Exit(1) from None
