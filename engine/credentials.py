@@ -24,6 +24,7 @@ import structlog
 
 from engine.broker import DEAD_LETTER_STREAM, BrokerError
 from engine.messages import PREFIX, guest_subject, heartbeat_subject
+from engine.private_files import delete_file, replace_file
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -169,8 +170,7 @@ class Users:
     def remove(self, user: str) -> None:
         """Delete the user's seed; the broker refuses the user after the next `write` and reload."""
         self._public.pop(user, None)
-        self.seed(user).unlink(missing_ok=True)
-        sync_directory(self._seeds)
+        delete_file(self.seed(user))
 
     def write(self) -> str:
         """Write the accounts that the broker's configuration includes: public keys and rights, no secret.
@@ -210,27 +210,6 @@ def _public_key(path: Path) -> str:
         return str(key.public_key.decode())
     finally:
         key.wipe()
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file for its owner alone, in one step and for good: after a crash it is the old or the new one."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123 - a descriptor
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make what was renamed or deleted in it outlive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- guests -------------------------------------------------------------------------------------------------------

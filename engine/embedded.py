@@ -29,7 +29,8 @@ import structlog
 from nats.aio.client import Client
 
 from engine.broker import MAX_MESSAGE, MIB, BrokerError, BrokerSettings, connect
-from engine.credentials import SYSTEM, Users, inbox_prefix, replace_file
+from engine.credentials import SYSTEM, Users, inbox_prefix
+from engine.private_files import replace_file
 from engine.state import StateDirectory
 
 log = structlog.get_logger(__name__)
