@@ -74,12 +74,13 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
             values.append(value)
         name, descending = self._order(request)
         column, direction, beyond = self.sorts[name], "DESC" if descending else "ASC", "<" if descending else ">"
+        order = [column] if column == self.key else [column, self.key]
         if request.marker is not None:
-            where.append(f"({column}, {self.key}) {beyond} (?, ?)")
-            values.extend(_position(request.marker))
+            where.append(f"({', '.join(order)}) {beyond} ({', '.join('?' for _ in order)})")
+            values.extend(_position(request.marker)[: len(order)])
         statement = (
             f"SELECT {columns(self.answer)}, {column} AS _sort, {self.key} AS _key FROM {self.table} "  # noqa: S608
-            f"WHERE {' AND '.join(where)} ORDER BY {column} {direction}, {self.key} {direction} LIMIT ?"
+            f"WHERE {' AND '.join(where)} ORDER BY {', '.join(f'{c} {direction}' for c in order)} LIMIT ?"
         )
         return statement, values
 
