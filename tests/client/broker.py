@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import DiscardPolicy, StreamConfig
 
-from engine.broker import BrokerSettings, connect, ensure_streams
+from engine.broker import COMMAND_STREAM, BrokerSettings, connect, ensure_streams
 from engine.messages import REPLY_TO, command_filter, query_subject
 
 SERVER = Path(sys.executable).parent / "nats-server"
@@ -121,6 +121,11 @@ class Responder:
         """Publish something there, soon."""
         assert self._client is not None
         self._tasks.append(asyncio.ensure_future(self._client.publish(subject, b"{}")))
+
+    async def stored(self) -> int:
+        """How many commands the stream holds."""
+        assert self._client is not None
+        return (await self._client.jetstream().stream_info(COMMAND_STREAM, timeout=30)).state.messages
 
     async def wait_for(self, condition: Callable[[], bool], seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
