@@ -1,0 +1,106 @@
+"""Every event class there is survives being stored and read, and says its topic."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from aggregates.base import Event, Lifecycled, Transitioned
+from aggregates.commands import ReleaseQuota, ReserveQuota
+from aggregates.health import Health, HealthStatus
+from aggregates.obligations import quota_id
+from aggregates.quota import Quota
+from aggregates.record import CommandAccepted, CommandRejected, record_id
+from engine.mapper import KNOWN, MsgspecMapper
+from engine.store import fold
+from tests.support.given import NOON, YIELDS, context, everywhere, pay
+
+ID = UUID(int=1)
+
+
+def concrete() -> dict[str, type[Event]]:
+    """The event classes that can be recorded, by topic."""
+    bases = {base for module in KNOWN for c in vars(module).values() if isinstance(c, type) for base in c.__bases__}
+    return {
+        each.TOPIC: each
+        for module in KNOWN
+        for each in vars(module).values()
+        if isinstance(each, type)
+        and issubclass(each, Event)
+        and each not in bases
+        and each.__module__ == module.__name__
+    }
+
+
+def lived() -> list[Any]:
+    """Aggregates in whose pending events every class occurs."""
+    instances = list(everywhere().values())
+    for instance in instances:
+        owed = instance.owes()
+        if owed is None:
+            continue
+        note = {"effect": owed.effect.type_name, "code": "timeout", "message": "no answer — «later»\n"}
+        instance.note("AttemptFailed", at=NOON, attempt=1, retry_at=NOON, **note)
+        instance.note("OperationParked", at=NOON, **note)
+        instance.note("LateOutcome", at=NOON, effect="EnsureServer", facts=YIELDS["server_created"])
+        pay(instance)
+    quota = Quota.create(quota_id("acme"), ReserveQuota(instance_id=ID, ram=1, volumes=1), context())
+    quota.execute(ReleaseQuota(instance_id=ID), context())
+    health = Health.watch(ID, project="acme", partition=7, at=NOON)
+    health.observe(HealthStatus.DOWN, "no heartbeat for 31 s", at=NOON)
+    health.forget(at=NOON)
+    return [*instances, quota, health]
+
+
+def records() -> list[Event]:
+    facts: dict[str, Any] = {
+        "originator_id": record_id("acme", ID),
+        "originator_version": 1,
+        "timestamp": NOON,
+        "project": "acme",
+        "command_id": ID,
+        "command": "restart",
+        "aggregate_kind": "instance",
+        "aggregate_id": str(ID),
+        "actor": "alice",
+        "content": "0" * 64,
+        "sequence": 9,
+    }
+    accepted = {**facts, "version": 3}
+    rejected = {**facts, "code": "conflict", "reason": "it runs"}
+    return [CommandAccepted(**accepted), CommandRejected(**rejected)]
+
+
+def test_what_was_lived_and_what_was_stored_are_the_same() -> None:
+    mapper = MsgspecMapper()
+    seen = set()
+    for aggregate in lived():
+        events = aggregate.collect_events()
+        stored = [mapper.to_stored_event(event) for event in events]
+        seen |= {each.topic for each in stored}
+        read = [mapper.to_domain_event(each) for each in stored]
+        assert read == list(events)
+        assert vars(fold(read)) == vars(aggregate)
+    for record in records():
+        row = mapper.to_stored_event(record)
+        seen.add(row.topic)
+        assert mapper.to_domain_event(row) == record
+    assert seen == concrete().keys()
+
+
+@pytest.mark.parametrize("topic", concrete())
+def test_a_topic_is_kind_and_class_name(topic: str) -> None:
+    event = concrete()[topic]
+    assert topic == f"{event.kind}.{event.__name__}"
+
+
+@pytest.mark.parametrize("topic", concrete())
+def test_an_event_says_what_it_means(topic: str) -> None:
+    assert concrete()[topic].__doc__
+
+
+def test_only_an_instance_has_a_lifecycle_so_far() -> None:
+    owners = {topic.partition(".")[0] for topic, event in concrete().items() if issubclass(event, Transitioned)}
+    assert owners == {each.kind for each in Lifecycled.__subclasses__() if each.__module__.startswith("aggregates.")}
