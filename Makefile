@@ -8,9 +8,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Needs uv (pipx install uv); only whoever changes dependencies does.
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 
-.PHONY: setup demo test lint bench docs lock clean
+.PHONY: setup demo test lint bench docs mariadb lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.ready
@@ -28,8 +29,20 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup
-	$(BIN)/pytest
+test: setup mariadb
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+demo: setup
+	$(BIN)/holdfast demo
+
+bench: setup mariadb
+	$(BIN)/python -m tests.benchmarks
+
+docs: setup
+	$(BIN)/python -m docs.generate
+
+mariadb:
+	@bash .ci/mariadb
 
 lock:
 	$(LOCK) --extra embedded --extra build --extra dev -o requirements-dev.lock

@@ -193,6 +193,15 @@ class Inbox:
         for each, decision in zip(fresh, decisions, strict=True):
             if each.reply_to:
                 await self._client.publish(each.reply_to, msgspec.json.encode(decision))
+            if each.dead or (each.refusal is not None and each.refusal.code == "secret_in_clear"):
+                await self._erase(each)
+
+    async def _erase(self, received: Received) -> None:
+        """Overwrite a message that holds, or may hold, a secret in clear. Its record or dead letter stays."""
+        try:
+            await self._stream.delete_msg(COMMAND_STREAM, received.sequence)
+        except APIError as error:
+            log.info("not_erased", sequence=received.sequence, error=str(error))
 
     async def _bury(self, received: Received, refusal: Refusal) -> None:
         """Keep a message that is no command as a dead letter; made again after a crash, the broker drops it."""

@@ -157,7 +157,7 @@ class EventStore:
 
     async def commit(
         self,
-        events: Sequence[Event],
+        events: Sequence[Any],
         *,
         positions: Sequence[Tracking] = (),
         owing: Sequence[OwingChange] = (),
