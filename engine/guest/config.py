@@ -12,7 +12,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The content of `agent.json`. `seed_file` holds the agent's broker seed; `tls_ca` a CA file, if any.
 
     `volume` is where the volume is mounted; `directory` the agent's own, for its journal and its database's logs;
-    `address` the loopback or network address to listen on. `beat_interval` in seconds.
+    `address` the loopback or network address to listen on. `beat_interval` in seconds. `gibibyte` is how many bytes the
+    agent takes for a GiB of volume: tests fill small volumes by it.
     """
 
     instance_id: UUID
@@ -25,6 +26,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     directory: Path
     beat_interval: float = 2.0
     tls_ca: Path | None = None
+    gibibyte: int = 1 << 30
 
 
 def read(path: Path) -> AgentConfig:

@@ -1,0 +1,312 @@
+"""The one database of an agent: what each verb makes of it, and what becomes of it when nobody asks.
+
+Every method blocks; one thread at a time, which is the caller's to see to. Every verb ensures, so a verb cut off by the
+agent's death is simply carried out again; a tenant's data is never touched by that once the installation was whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import structlog
+
+from engine.guest import process, volume
+from engine.guest.datastores.base import Datastore, DatastoreError, Settings, check_programs
+from engine.guest.desired import DesiredFile
+from engine.guest.installation import choose_port, install, sync_tree
+from engine.messages import GrowArgs, GuestStatus, PrepareArgs, StartArgs
+
+_log = structlog.get_logger()
+
+START_TIMEOUT = 300.0  # recovery after a crash may read much of the log
+_STARTS = 3  # a database that dies so often while it starts will not start
+_PROBE_EVERY = 1.0
+_SILENT_PROBES = 3  # so many unanswered ones in a row count as not answering
+_LONGEST_PAUSE = 30.0
+_STEADY = 60.0  # alive for so long, a database starts again at once when it dies
+
+
+class Database:
+    """A datastore, its process and what must be true of it. `on_status` is called in the thread that sees a change."""
+
+    def __init__(
+        self, datastore: Datastore, desired: DesiredFile, gibibyte: int, on_status: Callable[[GuestStatus], None]
+    ) -> None:
+        self._datastore = datastore
+        self._place = datastore.place
+        self._desired = desired
+        self._gibibyte = gibibyte
+        self._on_status = on_status
+        self._process = process.find(datastore.configuration())
+        self._deaths = 0
+        self._next_start = 0.0
+        self._next_probe = 0.0
+        self._unanswered = 0
+        self._read_only: bool | None = None  # as the running database has it; unknown of one that was adopted
+        self.status = self._first_status()
+        self.role: str | None = None
+        self.position: str | None = None
+        self.use: volume.Use | None = None
+        if self._process is not None:
+            _log.info("database_adopted", pid=self._process.pid)
+
+    @property
+    def port(self) -> int | None:
+        """The TCP port, once chosen."""
+        return self._desired.now.port or None
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the volume is full and tenants may not write."""
+        return self._desired.now.read_only
+
+    # --- verbs ------------------------------------------------------------------------------------------------
+
+    def prepare(self, args: PrepareArgs) -> dict[str, Any]:
+        """Installed, configured, running, with these databases and users. Yields `port`."""
+        try:
+            return self._prepare(args)
+        except DatastoreError:
+            if not self._desired.now.prepared:
+                self._enter(GuestStatus.FAILED)
+            raise
+
+    def _prepare(self, args: PrepareArgs) -> dict[str, Any]:
+        if not self._desired.now.prepared:
+            self._enter(GuestStatus.BUILDING)
+        self._configure(args.ram, args.overrides)
+        self._desired.change(volume=args.volume_size * self._gibibyte, port=self._choose_port())
+        if self._desired.now.installed:
+            self._run()
+        else:
+            self._install_and_run()
+        self._datastore.create(self._desired.now.port, args.databases, args.users, args.root_password)
+        self._desired.change(prepared=True, running=True)
+        self._enter(GuestStatus.HEALTHY)
+        return {"port": self._desired.now.port}
+
+    def start(self, args: StartArgs) -> dict[str, Any]:
+        """Running with the configuration for this memory."""
+        self._must_be_prepared()
+        self._configure(args.ram, args.overrides)
+        self._desired.change(running=True)
+        self._run()
+        self._enter(GuestStatus.HEALTHY)
+        return {}
+
+    def stop(self) -> dict[str, Any]:
+        """Not running, and staying so."""
+        self._desired.change(running=False)
+        self._end()
+        self._enter(GuestStatus.SHUTDOWN if self._desired.now.prepared else GuestStatus.NEW)
+        return {}
+
+    def restart(self) -> dict[str, Any]:
+        """Another process than before, running."""
+        self._must_be_prepared()
+        self._desired.change(running=True)
+        self._end()
+        self._run()
+        self._enter(GuestStatus.HEALTHY)
+        return {}
+
+    def grow(self, args: GrowArgs) -> dict[str, Any]:
+        """The volume has this size, and a database that was full takes writes again."""
+        size = args.volume_size * self._gibibyte
+        has = volume.file_system_size(self._place.volume)
+        if has is not None and has < size * 0.9:  # a file system keeps some of a volume for itself
+            raise DatastoreError(
+                "file_system_small",
+                f"the file system at {self._place.volume} has {has} bytes of the volume's {size}: "
+                "grow it, then ask again",
+                transient=True,
+            )
+        self._desired.change(volume=size)
+        self.watch_volume(self.measure())
+        if self._read_only is not self._desired.now.read_only:
+            self._apply_read_only()
+        return {}
+
+    # --- supervision ------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """See whether the database is as it should be, and take one step towards it."""
+        desired = self._desired.now
+        if not desired.prepared:
+            return
+        if not desired.running:
+            self._end()
+            self._enter(GuestStatus.SHUTDOWN)
+        elif self._process is None or not self._process.alive():
+            self._revive()
+        elif time.monotonic() >= self._next_probe:
+            self._probe()
+
+    def _revive(self) -> None:
+        """Say that it crashed when that is news, else start it, with ever longer pauses."""
+        now = time.monotonic()
+        if self._process is not None:
+            self._deaths = 0 if time.time() - self._process.started > _STEADY else self._deaths + 1
+            pause = min(_LONGEST_PAUSE, 2.0 ** (self._deaths - 2)) if self._deaths > 1 else 0.0
+            _log.error(
+                "database_crashed", pid=self._process.pid, pause=pause, log=process.last_words(self._place.log, 3)
+            )
+            self._process = None
+            self._datastore.close()
+            self._next_start = now + pause
+            self._enter(GuestStatus.CRASHED)
+        elif now >= self._next_start:
+            self._next_start = now + _LONGEST_PAUSE  # of a start that fails before there is a process
+            self._spawn()
+
+    def _probe(self) -> None:
+        self._next_probe = time.monotonic() + _PROBE_EVERY
+        if self._answers():
+            self._unanswered = 0
+            self._enter(GuestStatus.HEALTHY)
+            if self._read_only is not self._desired.now.read_only:
+                self._apply_read_only()
+            return
+        self._unanswered += 1
+        if self._unanswered >= _SILENT_PROBES:
+            self._enter(GuestStatus.STARTING)
+
+    def measure(self) -> volume.Use:
+        """How full the volume is now."""
+        return volume.measure(self._place.volume, self._desired.now.volume)
+
+    def watch_volume(self, use: volume.Use) -> None:
+        """Make the database read-only when full, writable when there is room again."""
+        before, self.use = self.use, use
+        if use.warning and not (before and before.warning):
+            _log.warning("volume_nearly_full", used=use.used, size=use.size)
+        wanted = use.should_be_read_only(self._desired.now.read_only)
+        if wanted is self._desired.now.read_only:
+            return
+        _log.warning("volume_full" if wanted else "volume_has_room", used=use.used, size=use.size, read_only=wanted)
+        self._desired.change(read_only=wanted)
+        self._apply_read_only()
+
+    def _apply_read_only(self) -> None:
+        """A database that does not answer is tried again after its next probe, or reads it when it starts."""
+        self._read_only = None
+        self._write_configuration()
+        if self._process is None or not self._process.alive():
+            return
+        wanted = self._desired.now.read_only
+        self._datastore.set_read_only(self._desired.now.port, wanted)
+        self._read_only = wanted
+
+    # --- steps ------------------------------------------------------------------------------------------------
+
+    def _first_status(self) -> GuestStatus:
+        desired = self._desired.now
+        if not desired.prepared:
+            return GuestStatus.BUILDING if desired.port else GuestStatus.NEW
+        return GuestStatus.STARTING if desired.running else GuestStatus.SHUTDOWN
+
+    def _enter(self, status: GuestStatus) -> None:
+        if status is not self.status:
+            self.status = status
+            self._on_status(status)
+
+    def _must_be_prepared(self) -> None:
+        if not self._desired.now.prepared:
+            raise DatastoreError("not_prepared", "there is no database here yet: ask for prepare first")
+
+    def _configure(self, ram: int, overrides: dict[str, str]) -> None:
+        """Take on memory and parameters; a database that runs with others is ended."""
+        unknown = sorted(overrides.keys() - self._datastore.parameters)
+        if unknown:
+            raise DatastoreError("parameter_unknown", f"these parameters may not be set: {', '.join(unknown)}")
+        if (ram, overrides) == (self._desired.now.ram, self._desired.now.overrides):
+            return
+        # In this order: whoever dies in between ends the old one, with nothing noted that is not so.
+        self._end()
+        self._desired.change(ram=ram, overrides=overrides)
+
+    def _choose_port(self) -> int:
+        """The port chosen before, unless nothing ever ran on it."""
+        chosen = self._desired.now.port
+        if chosen and (self._desired.now.prepared or self._process is not None):
+            return chosen
+        return choose_port(self._place.address, chosen or self._datastore.default_port)
+
+    def _install_and_run(self) -> None:
+        """A fresh data directory, on disk before it counts; the database starts while that goes on."""
+        check_programs(self._datastore.programs())
+        self._end()
+        install(self._datastore)
+        with ThreadPoolExecutor(1) as aside:
+            on_disk = aside.submit(sync_tree, self._place.volume)
+            self._run()
+            on_disk.result()
+        self._desired.change(installed=True)
+
+    def _run(self) -> None:
+        """A process that answers. Raises `DatastoreError` with the end of the database's log."""
+        deadline = time.monotonic() + START_TIMEOUT
+        for attempt in range(_STARTS):
+            if self._process is None or not self._process.alive():
+                self._spawn()
+            while self._process is not None and self._process.alive():
+                if self._answers():
+                    self._deaths = self._unanswered = 0
+                    return
+                if time.monotonic() > deadline:
+                    words = process.last_words(self._place.log)
+                    raise DatastoreError(
+                        "start_timeout", f"no answer after {START_TIMEOUT:g} s; its log ends:\n{words}", transient=True
+                    )
+                time.sleep(0.03)
+            time.sleep(0.2 * 2**attempt)
+        words = process.last_words(self._place.log)
+        taken = "in use" in words
+        raise DatastoreError(
+            "start_failed", f"the database dies when it starts; its log ends:\n{words}", transient=taken
+        )
+
+    def _spawn(self) -> None:
+        check_programs(self._datastore.programs())
+        process.end_leftovers(self._datastore.configuration())
+        self._datastore.close()
+        self._write_configuration()
+        self._read_only = self._desired.now.read_only
+        self._process = process.start(self._datastore.command(), cwd=self._place.data, log=self._place.log)
+        self._next_probe = 0.0
+        _log.info("database_started", pid=self._process.pid)
+        if self._desired.now.prepared:
+            self._enter(GuestStatus.STARTING)
+
+    def _write_configuration(self) -> None:
+        desired = self._desired.now
+        self._datastore.write_configuration(
+            Settings(
+                ram=desired.ram,
+                volume=desired.volume,
+                port=desired.port,
+                read_only=desired.read_only,
+                overrides=desired.overrides,
+            )
+        )
+
+    def _end(self) -> None:
+        if self._process is None:
+            return
+        self._datastore.close()
+        self._process.end(self._datastore.stop_signals)
+        _log.info("database_ended", pid=self._process.pid)
+        self._process = None
+
+    def _answers(self) -> bool:
+        try:
+            if not self._datastore.probe(self._desired.now.port):
+                return False
+            self.role, self.position = self._datastore.role_and_position(self._desired.now.port)
+        except DatastoreError as error:
+            _log.debug("database_silent", reason=str(error))
+            return False
+        return True

