@@ -13,25 +13,12 @@ from aggregates.health import Health, HealthStatus
 from aggregates.obligations import quota_id
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
-from engine.mapper import KNOWN, MsgspecMapper
+from engine.mapper import MsgspecMapper
 from engine.store import fold
+from tests.aggregates.event_classes import concrete
 from tests.support.given import NOON, YIELDS, context, everywhere, pay
 
 ID = UUID(int=1)
-
-
-def concrete() -> dict[str, type[Event]]:
-    """The event classes that can be recorded, by topic."""
-    bases = {base for module in KNOWN for c in vars(module).values() if isinstance(c, type) for base in c.__bases__}
-    return {
-        each.TOPIC: each
-        for module in KNOWN
-        for each in vars(module).values()
-        if isinstance(each, type)
-        and issubclass(each, Event)
-        and each not in bases
-        and each.__module__ == module.__name__
-    }
 
 
 def lived() -> list[Any]:

@@ -1,0 +1,286 @@
+"""The histories that must be on file: each command of an instance with each way in which it can end, and a few more.
+
+What can fail, park or be deleted over follows from the chart, so a new command or a new point of no return asks for
+new histories by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+from aggregates.base import Context, Event, Failure
+from aggregates.commands import CreateInstance, DeleteInstance, ReleaseQuota, ReserveQuota, StopInstance
+from aggregates.effects import Database, User
+from aggregates.health import Health, HealthStatus
+from aggregates.instance import Instance
+from aggregates.obligations import quota_id
+from aggregates.quota import Quota
+from aggregates.record import CommandAccepted, CommandRejected, record_id
+from tests.support.given import EXAMPLES, NOON, YIELDS, context, started
+
+ID = uuid5(NAMESPACE_URL, "holdfast:golden")
+STEP = timedelta(seconds=1, microseconds=500)
+
+CREATE = CreateInstance(
+    name="orders — «EU»",
+    flavor="small",
+    datastore="postgresql",
+    datastore_version="16",
+    volume_size=1,
+    volume_type="local",
+    databases=(Database(name="shop", character_set="UTF8", collate="C"), Database(name="stock")),
+    users=(User(name="ann", password_ref="secret-1", host="10.%", databases=("shop", "stock")),),
+    root_password_ref="secret-2",
+    overrides={"work_mem": "8MB"},
+    availability_zone="az-1",
+)
+
+
+class Teller:
+    """Has things happen to one instance, each a little later than the one before."""
+
+    def __init__(self, name: str, **changes: Any) -> None:
+        self._at = NOON
+        self._commands = 0
+        given = {name: getattr(CREATE, name) for name in CREATE.__struct_fields__}
+        self.instance = Instance.create(ID, CreateInstance(**{**given, **changes}), self._context())
+        if name == "create_instance":
+            return
+        self.settle()
+        if name == "start_instance":
+            self.command(StopInstance())
+            self.settle()
+        self.command(EXAMPLES[name])
+
+    def _context(self) -> Context:
+        self._at += STEP
+        self._commands += 1
+        return context(uuid5(ID, str(self._commands)), at=self._at)
+
+    def _now(self) -> Any:
+        self._at += STEP
+        return self._at
+
+    def command(self, command: Any) -> None:
+        """It decides the command."""
+        self.instance.execute(command, self._context())
+
+    def pay(self) -> None:
+        """What is owed succeeds."""
+        owed = self.instance.owes()
+        assert owed is not None
+        self.instance.take(owed.then, at=self._now(), **owed.facts, **YIELDS.get(owed.then, {}))
+
+    def settle(self) -> None:
+        """All that is owed succeeds."""
+        while self.instance.owes() is not None:
+            self.pay()
+
+    def until(self, state: str) -> None:
+        """All that is owed before the state succeeds."""
+        while self.instance.state != state:
+            self.pay()
+
+    def fail(self) -> None:
+        """What is owed fails for good."""
+        failure = Failure(code="cloud_error", message="No valid host was found.", state=self.instance.state)
+        self.instance.take("failed", at=self._now(), failure=failure)
+
+    def note(self, event: str, **facts: Any) -> None:
+        """A fact beside the state."""
+        self.instance.note(event, at=self._now(), **facts)
+
+    def attempt(self, number: int) -> None:
+        """What is owed fails in a way that may pass."""
+        owed = self.instance.owes()
+        assert owed is not None
+        facts = {"attempt": number, "code": "timeout", "message": "no answer within 30 s", "retry_at": self._at + STEP}
+        self.note("AttemptFailed", effect=owed.effect.type_name, **facts)
+
+    def park(self) -> None:
+        """What is owed cannot be paid."""
+        owed = self.instance.owes()
+        assert owed is not None
+        facts = {"code": "cloud_error", "message": "Volume has dependent snapshots."}
+        self.note("OperationParked", effect=owed.effect.type_name, **facts)
+
+    def events(self) -> Sequence[Any]:
+        """The history."""
+        return self.instance.collect_events()
+
+
+# --- derived from the chart ---------------------------------------------------------------------------------------
+
+
+def outcomes() -> dict[str, Callable[[], Sequence[Any]]]:
+    """Each command of an instance with each way in which it can end."""
+    derived: dict[str, Callable[[], Sequence[Any]]] = {}
+    for name in ("create_instance", *EXAMPLES):
+        operation = started(name).operation
+        assert operation is not None
+        can_fail = [state for state in operation.plan if _reached(name, state).can("failed")]
+        cannot = [state for state in operation.plan if state not in can_fail]
+        derived[f"{name}-done"] = partial(_done, name)
+        if can_fail:
+            derived[f"{name}-failed"] = partial(_failed, name, can_fail[-1])
+        if cannot:
+            derived[f"{name}-parked"] = partial(_parked, name, cannot[0])
+        if can_fail and _undo(name, can_fail[-1]):
+            derived[f"{name}-undo-parked"] = partial(_undo_parked, name, can_fail[-1])
+        if _reached(name, operation.plan[-1]).can("deletion_requested"):
+            derived[f"{name}-deleted"] = partial(_deleted, name, operation.plan[-1])
+    return derived
+
+
+def _reached(name: str, state: str) -> Instance:
+    teller = Teller(name)
+    teller.until(state)
+    return teller.instance
+
+
+def _undo(name: str, state: str) -> bool:
+    """Whether a failure in the state leads to one that undoes, from which none leads on."""
+    teller = Teller(name)
+    teller.until(state)
+    teller.fail()
+    return teller.instance.owes() is not None and not teller.instance.can("failed")
+
+
+def _done(name: str) -> Sequence[Any]:
+    teller = Teller(name)
+    teller.settle()
+    return teller.events()
+
+
+def _failed(name: str, state: str) -> Sequence[Any]:
+    teller = Teller(name)
+    teller.until(state)
+    teller.fail()
+    teller.settle()
+    return teller.events()
+
+
+def _parked(name: str, state: str) -> Sequence[Any]:
+    teller = Teller(name)
+    teller.until(state)
+    teller.attempt(1)
+    teller.park()
+    return teller.events()
+
+
+def _undo_parked(name: str, state: str) -> Sequence[Any]:
+    teller = Teller(name)
+    teller.until(state)
+    teller.fail()
+    teller.park()
+    return teller.events()
+
+
+def _deleted(name: str, state: str) -> Sequence[Any]:
+    teller = Teller(name)
+    teller.until(state)
+    teller.command(DeleteInstance())
+    teller.settle()
+    return teller.events()
+
+
+# --- told one by one ----------------------------------------------------------------------------------------------
+
+
+def _smallest() -> Sequence[Any]:
+    bare: dict[str, Any] = {"datastore_version": None, "volume_type": None, "databases": (), "users": ()}
+    teller = Teller("create_instance", **bare, root_password_ref=None, overrides={}, availability_zone=None)
+    teller.settle()
+    return teller.events()
+
+
+def _kept() -> Sequence[Any]:
+    teller = Teller("create_instance", keep_on_failure=True)
+    teller.until("build_health")
+    teller.fail()
+    return teller.events()
+
+
+def _hindered() -> Sequence[Any]:
+    teller = Teller("create_instance")
+    while teller.instance.owes() is not None:
+        teller.attempt(1)
+        teller.attempt(2)
+        teller.pay()
+    return teller.events()
+
+
+def _late() -> Sequence[Any]:
+    teller = Teller("create_instance")
+    teller.until("build_server")
+    teller.command(DeleteInstance())
+    teller.note("LateOutcome", effect="EnsureServer", facts=YIELDS["server_created"])
+    teller.settle()
+    return teller.events()
+
+
+def _long_life() -> Sequence[Any]:
+    teller = Teller("create_instance")
+    teller.settle()
+    for name in ("resize_volume", "migrate", "reboot", "resize_flavor", "restart", "stop_instance", "start_instance"):
+        teller.command(EXAMPLES[name])
+        teller.settle()
+    teller.command(DeleteInstance())
+    teller.settle()
+    return teller.events()
+
+
+def _health() -> Sequence[Any]:
+    health = Health.watch(ID, project="acme", partition=7, at=NOON)
+    for status in (HealthStatus.HEALTHY, HealthStatus.SUSPECT, HealthStatus.DOWN, HealthStatus.HEALTHY):
+        health.observe(status, f"it is {status}", at=NOON)
+    health.forget(at=NOON)
+    return health.collect_events()
+
+
+def _quota() -> Sequence[Any]:
+    first, second = uuid5(ID, "first"), uuid5(ID, "second")
+    quota = Quota.create(quota_id("acme"), ReserveQuota(instance_id=first, ram=512, volumes=1), context())
+    quota.execute(ReserveQuota(instance_id=second, ram=512, volumes=1), context())
+    quota.execute(ReserveQuota(instance_id=first, ram=2048, volumes=5), context())
+    quota.execute(ReleaseQuota(instance_id=second), context())
+    return quota.collect_events()
+
+
+def _record(event: type[Event], **said: Any) -> Sequence[Any]:
+    facts: dict[str, Any] = {
+        "originator_id": record_id("acme", ID),
+        "originator_version": 1,
+        "timestamp": NOON,
+        "project": "acme",
+        "command_id": ID,
+        "command": "restart",
+        "aggregate_kind": "instance",
+        "aggregate_id": str(ID),
+        "actor": "alice",
+        "content": "0" * 64,
+        "sequence": 9,
+    }
+    return [event(**facts, **said)]
+
+
+OTHERS: dict[str, Callable[[], Sequence[Any]]] = {
+    "create_instance-smallest": _smallest,
+    "create_instance-kept": _kept,
+    "create_instance-hindered": _hindered,
+    "create_instance-late_outcome": _late,
+    "instance-long_life": _long_life,
+    "health": _health,
+    "quota": _quota,
+    "command-accepted": partial(_record, CommandAccepted, version=3),
+    "command-rejected": partial(_record, CommandRejected, code="conflict", reason="another operation runs"),
+}
+
+
+def scenarios() -> dict[str, Callable[[], Sequence[Any]]]:
+    """All histories that must be on file, by the file's name."""
+    return {**outcomes(), **OTHERS}
