@@ -6,17 +6,14 @@ from pathlib import Path
 import pytest
 
 from engine.client import BrokerSettings, Context, TaskManager
-from tests.client.broker import Broker, Responder
+from tests.client.responder import Responder
+from tests.support.broker import Broker, running_broker
 
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
-    started = Broker(tmp_path / "broker")
-    try:
-        started.start()
+    with running_broker(tmp_path / "broker") as started:
         yield started
-    finally:
-        started.stop()
 
 
 @pytest.fixture

@@ -31,7 +31,8 @@ from engine.client_sync import SyncTaskManager
 from engine.credentials import inbox_prefix
 from engine.embedded import EmbeddedBroker
 from engine.state import StateDirectory
-from tests.client.broker import Broker, Responder, decided
+from tests.client.responder import Responder, decided
+from tests.support.broker import Broker
 
 ALICE = Context(project="acme", actor="alice")
 INSTANCE = str(uuid4())

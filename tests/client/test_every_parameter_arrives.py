@@ -14,7 +14,8 @@ import pytest
 from aggregates.commands import COMMANDS
 from engine.client import Context, InvalidCommand, SecretRef, TaskManager
 from engine.messages import CommandEnvelope
-from tests.client.broker import Broker, Responder
+from tests.client.responder import Responder
+from tests.support.broker import Broker
 
 INSTANCE = uuid4()
 

@@ -1,13 +1,10 @@
-"""A real broker and a small real responder for the client's tests; both end with the test."""
+"""A small real responder for the client's tests: it stands where the engine does."""
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,55 +14,6 @@ from nats.js.api import DiscardPolicy, StreamConfig
 
 from engine.broker import COMMAND_STREAM, BrokerSettings, connect, ensure_streams
 from engine.messages import REPLY_TO, command_filter, query_subject
-
-SERVER = Path(sys.executable).parent / "nats-server"
-
-
-class Broker:
-    """A nats-server with JetStream on a free port, which a restart keeps."""
-
-    def __init__(self, directory: Path, settings: str = "") -> None:
-        self.directory = directory
-        self.port = -1
-        self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"nats://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        ports = self.directory / "ports"
-        ports.mkdir(parents=True, exist_ok=True)
-        config = self.directory / "server.conf"
-        config.write_text(
-            f'listen: "127.0.0.1:{self.port}"\nports_file_dir: "{ports}"\n'
-            f'jetstream {{ store_dir: "{self.directory}/store" }}\n{self._settings}\n'
-        )
-        with (self.directory / "log").open("ab") as log:
-            self._process = subprocess.Popen([SERVER, "-c", config], stdout=log, stderr=log)
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            for found in ports.glob("*.ports"):
-                content = found.read_text()
-                if content.strip().endswith("}"):
-                    self.port = int(msgspec.json.decode(content)["nats"][0].rpartition(":")[2])
-                    return
-            time.sleep(0.02)
-        raise TimeoutError(f"nats-server did not start: {(self.directory / 'log').read_text()}")
-
-    def stop(self) -> None:
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(10)
-        self._process = None
-        for left in (self.directory / "ports").glob("*.ports"):
-            left.unlink()
 
 
 class Responder:
@@ -125,7 +73,7 @@ class Responder:
     async def stored(self) -> int:
         """How many commands the stream holds."""
         assert self._client is not None
-        return (await self._client.jetstream().stream_info(COMMAND_STREAM, timeout=30)).state.messages
+        return (await self._client.jetstream(timeout=30).stream_info(COMMAND_STREAM)).state.messages
 
     async def wait_for(self, condition: Callable[[], bool], seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
