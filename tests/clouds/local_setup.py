@@ -5,6 +5,7 @@ The stand-in is a real process that does nothing; what a guest agent does is sho
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -25,7 +26,6 @@ from engine.clouds.local.processes import MARK
 
 DATASTORES = (Datastore(manager="postgresql", versions=("16",), parameters=frozenset()),)
 NATS_URL = "nats://127.0.0.1:4222"
-IDLE = "import signal\nwhile True: signal.pause()"
 
 
 class NoCredentials:
@@ -44,6 +44,11 @@ class NoCredentials:
         self.known.discard(instance_id)
 
 
+def idle(config: Path, _run_as: tuple[int, int] | None) -> Sequence[str]:
+    """A program that does nothing, and bears the config in its arguments as an agent does."""
+    return ["tail", "-f", str(config)]
+
+
 def launch(program: str) -> Callable[[Path, tuple[int, int] | None], Sequence[str]]:
     """Start this Python program in place of the guest agent."""
     return lambda config, _run_as: [sys.executable, "-S", "-c", program, str(config)]
@@ -51,7 +56,7 @@ def launch(program: str) -> Callable[[Path, tuple[int, int] | None], Sequence[st
 
 def local_cloud(directory: Path, **options: Any) -> LocalCloud:
     """A cloud in this directory."""
-    settings: dict[str, Any] = {"nats_url": NATS_URL, "launcher": launch(IDLE), "grace": 3.0, **options}
+    settings: dict[str, Any] = {"nats_url": NATS_URL, "launcher": idle, "grace": 3.0, **options}
     return LocalCloud(directory, credentials=NoCredentials(), datastores=DATASTORES, **settings)
 
 
@@ -101,9 +106,9 @@ def marked(server_id: str) -> list[psutil.Process]:
     return found
 
 
-def wait_for(true: Callable[[], Any], what: str, timeout: float = 30.0) -> None:
+async def until(true: Callable[[], Any], what: str, timeout: float = 30.0) -> None:
     """Poll until it is true."""
     end = time.monotonic() + timeout
     while not true():
-        assert time.monotonic() < end, f"{what} did not come true within {timeout} s"
-        time.sleep(0.02)
+        assert time.monotonic() < end, f"{what} did not come within {timeout} s"
+        await asyncio.sleep(0.05)

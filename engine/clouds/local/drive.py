@@ -1,7 +1,8 @@
-"""A server's directory: its record, its config drive, its agent's own directory, the link to its volume.
+"""A server's directory: its record, its config drive, and its agent's own directory.
 
-Whatever in it follows from the record is written again before each start, so that it fits after a move of the
-directory or of the broker. Under root the agent's directory and what the agent is told belong to the guests' user.
+What the agent is told is written again before each start, so that it fits after a move of the directory or of the
+broker. Under root only the agent's directory belongs to the guests' user: what else the agent needs it reads before it
+becomes that user.
 """
 
 from __future__ import annotations
@@ -37,11 +38,6 @@ class Drive:
         return self.directory / "agent" / "agent.log"
 
     @property
-    def volume(self) -> Path:
-        """Where the agent finds its volume: a link, which a move of this directory leaves true."""
-        return self.directory / "volume"
-
-    @property
     def _seed(self) -> Path:
         return self.directory / "config-drive" / "agent.nk"
 
@@ -50,13 +46,12 @@ class Drive:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o711)
         records.sync_directory(self.directory.parent)
-        self.config.parent.mkdir(exist_ok=True)
-        self.config.parent.chmod(0o711)
+        self.config.parent.mkdir(exist_ok=True, mode=0o700)
         self.log.parent.mkdir(exist_ok=True, mode=0o700)
         if self._owner is not None:
             os.chown(self.log.parent, *self._owner)
         if seed is not None:
-            records.write_bytes(self._seed, seed, mode=0o600, owner=self._owner)
+            records.write_bytes(self._seed, seed, mode=0o600)
 
     def server(self) -> Server | None:
         """The record."""
@@ -75,7 +70,7 @@ class Drive:
         """Record the agent's process."""
         records.write(self.directory / "process.json", process)
 
-    def tell(self, server: Server, nats_url: str) -> None:
+    def tell(self, server: Server, volume: Path, nats_url: str) -> None:
         """Write the config drive."""
         config = AgentConfig(
             instance_id=server.instance_id,
@@ -84,17 +79,7 @@ class Drive:
             datastore=server.datastore,
             datastore_version=server.datastore_version,
             address=server.address,
-            volume=self.volume,
+            volume=volume,
             directory=self.directory / "agent",
         )
-        records.write_bytes(self.config, encode(config), mode=0o600, owner=self._owner)
-
-    def link(self, file_system: Path) -> None:
-        """The volume's content is found under `volume`."""
-        if self.volume.is_symlink() and self.volume.readlink() == file_system:
-            return
-        fresh = self.directory / ".volume.new"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(file_system)
-        fresh.replace(self.volume)
-        records.sync_directory(self.directory)
+        records.write_bytes(self.config, encode(config), mode=0o600)

@@ -26,10 +26,10 @@ _BUSY = 5.0  # seconds that an unmount may find the file system in use, before i
 def image_size(size: int) -> int:
     """Bytes of the image of a volume of so many GiB.
 
-    The journal takes 16 MiB and ext4's tables 23 MiB and 1 %; with 64 MiB and 1/64 more than the nominal size, all of
-    that size can be used and the guest agent's own limit is met first.
+    The journal takes 16 MiB and ext4's tables 23 MiB and 1 %; with 80 MiB and 1/64 more than the nominal size, all of
+    that size can be used, and the 32 MiB are left with which a guest agent's own limit is met first.
     """
-    return size * _GIB + size * _GIB // 64 + 64 * _MIB
+    return size * _GIB + size * _GIB // 64 + 80 * _MIB
 
 
 def make(image: Path, size: int, owner: tuple[int, int] | None, lock: Lock) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -82,7 +82,13 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     nats_url: str
 
 
-Record = TypeVar("Record", bound=msgspec.Struct)
+Record = TypeVar("Record", Port, Volume, Server, Process)
+
+# Made here, where there is one thread: msgspec looks into a type when it first decodes one, and two threads that do so
+# at once can crash the interpreter.
+_DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (Port, Volume, Server, Process)
+}
 
 
 def read(path: Path, kind: type[Record]) -> Record | None:
@@ -91,7 +97,8 @@ def read(path: Path, kind: type[Record]) -> Record | None:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return msgspec.json.decode(content, type=kind)
+    record: Record = _DECODERS[kind].decode(content)
+    return record
 
 
 def write(path: Path, record: msgspec.Struct) -> None:
@@ -99,14 +106,12 @@ def write(path: Path, record: msgspec.Struct) -> None:
     write_bytes(path, msgspec.json.format(msgspec.json.encode(record)), mode=0o600)
 
 
-def write_bytes(path: Path, content: bytes, *, mode: int, owner: tuple[int, int] | None = None) -> None:
+def write_bytes(path: Path, content: bytes, *, mode: int) -> None:
     """Put a file at this path, durably, in one step. One writer at a time, which the locks see to."""
     fresh = _unfinished(path)
     fresh.unlink(missing_ok=True)  # left by a writer that was killed
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)
-        if owner is not None:
-            os.fchown(file.fileno(), *owner)
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)

@@ -1,7 +1,8 @@
 """Servers: directories on hosts, each with a guest agent that runs while the server is meant to be ACTIVE.
 
-Every change is recorded before it is carried out and `settle` carries out what is recorded, so that what a death
-interrupts is finished by the next call or by the supervisor, whichever comes first.
+A server without a volume has nothing to run yet: its agent starts when the volume is attached. Every change is
+recorded before it is carried out and `settle` carries out what is recorded, so that what a death interrupts is finished
+by the next call or by the supervisor, whichever comes first.
 """
 
 from __future__ import annotations
@@ -131,9 +132,7 @@ class Servers:
         holder = self._claims.take(Claim.ATTACHMENT, volume_id, server_id)
         if holder != server_id:
             raise FinalError("conflict", f"volume {volume_id} is attached to server {holder}")
-        self._volumes.bring_up(volume, lock)
-        drive.link(self._volumes.file_system(volume_id))
-        drive.write(replace(server, volume_id=volume_id))
+        self._bring(drive, server, lock, volume_id=volume.id)
 
     def reboot(self, server_id: str, key: str, *, hard: bool, lock: Lock) -> None:
         """The server was rebooted under this key, and is ACTIVE."""
@@ -199,8 +198,8 @@ class Servers:
         if server.restart is not None:
             self._end(drive, server)
             server = drive.write(replace(server, restart=None))
-        if not self._serves(drive.process()):
-            self._start(drive, server, lock)
+        if server.volume_id is not None and not self._serves(drive.process()):
+            self._start(drive, server, server.volume_id, lock)
 
     def is_settled(self, drive: Drive, server: Server) -> bool:
         """Whether nothing is left for `settle` to do, as far as a glance shows."""
@@ -208,7 +207,7 @@ class Servers:
             return True
         if server.power is Power.SHUTOFF:
             return not processes.alive(drive.process())
-        return server.restart is None and self._serves(drive.process())
+        return server.restart is None and (server.volume_id is None or self._serves(drive.process()))
 
     # --- underneath -----------------------------------------------------------------------------------------------
 
@@ -244,15 +243,13 @@ class Servers:
         records.sync_directory(drive.directory.parent)
         return moved, server
 
-    def _start(self, drive: Drive, server: Server, lock: Lock) -> None:
+    def _start(self, drive: Drive, server: Server, volume_id: str, lock: Lock) -> None:
         """Agents ended here are one of an old broker address, and one whose starter died before he recorded it."""
         for stray in processes.agents(server.id, drive.config):
             processes.kill(stray)
-        if server.volume_id is not None:
-            self._volumes.bring_up(self._volumes.get(server.volume_id), lock)
-            drive.link(self._volumes.file_system(server.volume_id))
+        self._volumes.bring_up(self._volumes.get(volume_id), lock)
         nats_url = self._nats_url()
-        drive.tell(server, nats_url)
+        drive.tell(server, self._volumes.file_system(volume_id), nats_url)
         pid, created = processes.spawn(self._launcher(drive.config, self._owner), server.id, drive.log)
         drive.write_process(Process(pid=pid, created=created, nats_url=nats_url))
 
