@@ -14,8 +14,9 @@ from typing import Any
 from uuid import UUID
 
 from aggregates.base import Event, Lifecycled
+from aggregates.snapshots import CLASSES, due
 from engine.recorders import OwingChange
-from engine.store import EventStore, fold
+from engine.store import EventStore
 
 KEPT = 20_000  # aggregates kept in memory, about 4 KiB each
 
@@ -23,11 +24,12 @@ KEPT = 20_000  # aggregates kept in memory, about 4 KiB each
 class Turn:
     """One caller's exclusive use of an aggregate. `aggregate` is None when there is none of this id yet."""
 
-    __slots__ = ("aggregate", "aggregate_id")
+    __slots__ = ("aggregate", "aggregate_id", "begun_at")
 
     def __init__(self, aggregate_id: UUID, aggregate: Any) -> None:
         self.aggregate_id = aggregate_id
         self.aggregate = aggregate
+        self.begun_at: int = 0 if aggregate is None else aggregate.version
 
     def collect(self) -> tuple[Sequence[Event], list[OwingChange]]:
         """The events decided in this turn and what they change in the index of owing aggregates."""
@@ -52,6 +54,7 @@ class HotAggregates:
         self._kept = kept
         self._aggregates: OrderedDict[UUID, Any] = OrderedDict()
         self._locks: dict[UUID, asyncio.Lock] = {}
+        self._keeping: set[asyncio.Future[None]] = set()
 
     @asynccontextmanager
     async def turn(self, aggregate_id: UUID) -> AsyncIterator[Turn]:
@@ -76,15 +79,25 @@ class HotAggregates:
         aggregate = self._aggregates.get(aggregate_id)
         if aggregate is not None:
             return aggregate
-        return fold(await self._store.events_of(aggregate_id))
+        return await self._store.load(aggregate_id)
 
     def _keep(self, turn: Turn) -> None:
         if turn.aggregate is None:
             return
         self._aggregates[turn.aggregate_id] = turn.aggregate
+        self._keep_snapshot(turn)
         self._aggregates.move_to_end(turn.aggregate_id)
         while len(self._aggregates) > self._kept:
             self._aggregates.popitem(last=False)
+
+    def _keep_snapshot(self, turn: Turn) -> None:
+        """Beside the turn: nobody waits for it, and without it loading only takes longer."""
+        snapshot_class = CLASSES.get(type(turn.aggregate))
+        if snapshot_class is None or not due(turn.begun_at, turn.aggregate.version):
+            return
+        task = asyncio.ensure_future(self._store.keep_snapshot(snapshot_class.take(turn.aggregate)))
+        self._keeping.add(task)
+        task.add_done_callback(self._keeping.discard)
 
     async def commit(self, turn: Turn) -> None:
         """Commit what was decided in the turn. Raises `Conflict`: leave the turn with it."""

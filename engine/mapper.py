@@ -14,9 +14,9 @@ from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
 from eventsourcing.utils import TopicError, get_topic, resolve_topic
 
 # Loading them registers their topics.
-from aggregates import health, instance_events, quota, record
+from aggregates import health, instance_events, quota, record, snapshots
 
-KNOWN = (health, instance_events, quota, record)
+KNOWN = (health, instance_events, quota, record, snapshots)
 
 
 class UnknownEventError(Exception):
@@ -35,7 +35,7 @@ class MsgspecMapper(Mapper[Any]):
         self._encode = msgspec.json.Encoder().encode
         self._decoders: dict[str, tuple[type[Any], int, msgspec.json.Decoder[Any]]] = {}
 
-    def to_stored_event(self, domain_event: DomainEventProtocol[Any]) -> StoredEvent:
+    def to_stored_event(self, domain_event: DomainEventProtocol[Any] | snapshots.Snapshot) -> StoredEvent:
         """Encode; the version of the class goes along when it is above 1."""
         state = self._encode(domain_event)
         version = getattr(type(domain_event), "class_version", 1)

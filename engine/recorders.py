@@ -12,8 +12,9 @@ from uuid import UUID
 
 import msgspec
 from eventsourcing.persistence import StoredEvent, Tracking
-from eventsourcing.postgres import PostgresDatastore, PostgresProcessRecorder
+from eventsourcing.postgres import PostgresAggregateRecorder, PostgresDatastore, PostgresProcessRecorder
 from eventsourcing.sqlite import (
+    SQLiteAggregateRecorder,
     SQLiteConnection,
     SQLiteConnectionPool,
     SQLiteCursor,
@@ -160,3 +161,11 @@ class PostgresEventRecorder(PostgresProcessRecorder):
 
 
 EventRecorder = SQLiteEventRecorder | PostgresEventRecorder
+SnapshotRecorder = SQLiteAggregateRecorder | PostgresAggregateRecorder
+
+
+def snapshot_recorder(beside: EventRecorder) -> SnapshotRecorder:
+    """The library's recorder on a table of its own, in the same database."""
+    if isinstance(beside, SQLiteEventRecorder):
+        return SQLiteAggregateRecorder(beside.datastore, events_table_name="stored_snapshots")
+    return PostgresAggregateRecorder(beside.datastore, events_table_name="stored_snapshots")

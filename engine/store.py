@@ -26,7 +26,8 @@ from eventsourcing.postgres import PostgresDatastore
 from aggregates.base import Event
 from aggregates.health import Health, HealthForgotten, HealthWatched
 from aggregates.record import CommandAccepted, CommandRejected, record_id
-from engine.mapper import MsgspecMapper
+from aggregates.snapshots import Snapshot
+from engine.mapper import MsgspecMapper, UnknownEventError
 from engine.recorders import (
     DurableSQLiteDatastore,
     EventRecorder,
@@ -34,6 +35,7 @@ from engine.recorders import (
     OwingChange,
     PostgresEventRecorder,
     SQLiteEventRecorder,
+    snapshot_recorder,
 )
 
 P = ParamSpec("P")
@@ -79,6 +81,7 @@ class EventLog:
 
     def __init__(self, recorder: EventRecorder, mapper: MsgspecMapper) -> None:
         self.recorder = recorder
+        self.snapshots = snapshot_recorder(recorder)
         self.mapper = mapper
 
     def read(self, after: int, limit: int) -> list[Stored]:
@@ -96,6 +99,22 @@ class EventLog:
     def events_of(self, aggregate_id: UUID, after: int = 0) -> list[Any]:
         """The aggregate's events after a version, in order."""
         return [self.mapper.to_domain_event(s) for s in self.recorder.select_events(aggregate_id, gt=after)]
+
+    def load(self, aggregate_id: UUID) -> Any:
+        """The aggregate as it is, from its last snapshot on; None when there is none."""
+        snapshot = self._last_snapshot(aggregate_id)
+        if snapshot is None:
+            return fold(self.events_of(aggregate_id))
+        return fold(self.events_of(aggregate_id, snapshot.originator_version), snapshot.restore())
+
+    def _last_snapshot(self, aggregate_id: UUID) -> Snapshot | None:
+        for stored in self.snapshots.select_events(aggregate_id, desc=True, limit=1):
+            try:
+                snapshot: Snapshot = self.mapper.to_domain_event(stored)
+            except (UnknownEventError, msgspec.ValidationError):
+                return None  # of another version: the history says the same
+            return snapshot
+        return None
 
     def watched(self) -> list[Health]:
         """The health of every instance whose beats are listened for."""
@@ -235,6 +254,22 @@ class EventStore:
         """The aggregate's events after a version. Raises `UnknownEventError`."""
         return await self._reading(self.log.events_of, aggregate_id, after)
 
+    async def load(self, aggregate_id: UUID) -> Any:
+        """The aggregate, or None. Raises `UnknownEventError`."""
+        return await self._reading(self.log.load, aggregate_id)
+
+    async def keep_snapshot(self, snapshot: Snapshot) -> None:
+        """Keep it; one that is there already, from another worker, is the same."""
+        if self._closing:
+            return
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._insert_snapshot, snapshot)
+
+    def _insert_snapshot(self, snapshot: Snapshot) -> None:
+        try:
+            self.log.snapshots.insert_events([self.mapper.to_stored_event(snapshot)])
+        except (IntegrityError, OperationalError, InterfaceError) as error:
+            log.info("snapshot_not_kept", aggregate_id=str(snapshot.originator_id), error=str(error))
+
     async def owing(self) -> list[tuple[UUID, int]]:
         """Aggregates that owe something, with their partitions."""
         return await self._reading(self._recorder.select_owing)
@@ -313,6 +348,7 @@ def _recorder(url: str, *, create: bool) -> EventRecorder:
         raise ValueError(f"an event store's URL begins with sqlite: or postgresql:, not {parts.scheme!r}")
     if create:
         recorder.create_table()
+        snapshot_recorder(recorder).create_table()
     return recorder
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from eventsourcing.persistence import Tracking
 
+from aggregates.commands import ReserveQuota, Restart
+from aggregates.effects import User
 from aggregates.instance import Instance
+from aggregates.quota import Quota
+from aggregates.snapshots import EVERY, InstanceSnapshot, QuotaSnapshot, Snapshot
 from engine.hot import HotAggregates
 from engine.recorders import OwingChange
 from engine.store import Conflict, EventStore, StoreInUseError, fold, open_log, open_store
-from tests.support.given import active, requested
+from tests.support.given import active, context, requested, settle
 
 
 @pytest.fixture
@@ -120,3 +125,37 @@ async def test_a_second_writer_of_a_sqlite_store_is_told_who_has_it(tmp_path: Pa
 async def test_missing_aggregates_are_nothing(store: EventStore) -> None:
     assert await store.events_of(uuid4()) == []
     assert await store.decision("acme", uuid4()) is None
+
+
+async def snapshot_of(store: EventStore, aggregate_id: UUID, version: int) -> Snapshot:
+    """The snapshot at or after a version; it is kept beside the turn, so it comes a little later."""
+    deadline = time.monotonic() + 20
+    while not (found := store.log.snapshots.select_events(aggregate_id, gt=version - 1)):
+        assert time.monotonic() < deadline, "no snapshot was kept"
+        await asyncio.sleep(0.01)
+    snapshot: Snapshot = store.mapper.to_domain_event(found[0])
+    return snapshot
+
+
+async def test_a_long_history_is_loaded_from_its_last_snapshot(store: EventStore) -> None:
+    hot = HotAggregates(store)
+    instance = active()
+    await store.commit(instance.collect_events())
+    while instance.version < 2 * EVERY:
+        async with hot.turn(instance.id) as turn:
+            turn.aggregate.execute(Restart(), context())
+            settle(turn.aggregate)
+            await hot.commit(turn)
+            instance = turn.aggregate
+    kept = await snapshot_of(store, instance.id, 2 * EVERY)
+    assert kept.restore().version >= 2 * EVERY
+    assert (await store.load(instance.id)).__dict__ == fold(await store.events_of(instance.id)).__dict__
+
+
+def test_a_snapshot_holds_all_that_an_aggregate_knows() -> None:
+    instance = active(users=(User(name="app", password_ref="vault:1"),))
+    instance.collect_events()
+    assert InstanceSnapshot.take(instance).restore().__dict__ == instance.__dict__
+    quota = Quota.create(uuid4(), ReserveQuota(instance_id=instance.id, ram=1, volumes=2), context())
+    quota.collect_events()
+    assert QuotaSnapshot.take(quota).restore().__dict__ == quota.__dict__

@@ -1,0 +1,123 @@
+"""Snapshots: what an aggregate with a long history knew at one version, typed, so that loading it need not fold all.
+
+A snapshot only saves work: it can be dropped at any time, and one whose class is not known any more is not used. The
+history stays the truth.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+import msgspec
+from eventsourcing.utils import register_topic
+
+from aggregates.base import Failure, Operation, Parked
+from aggregates.catalogue import Flavor
+from aggregates.effects import Database, User
+from aggregates.instance import Instance
+from aggregates.quota import Held, Quota
+
+EVERY = 100  # versions between two snapshots of an aggregate
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What all aggregates know. Further fields are the attributes of the aggregate's class, by name."""
+
+    TOPIC: ClassVar[str]
+    of: ClassVar[type[Any]]
+
+    originator_id: UUID
+    originator_version: int
+    timestamp: datetime
+    created_on: datetime
+    project: str
+    partition: int
+
+    @classmethod
+    def take(cls, aggregate: Any) -> Snapshot:
+        """The snapshot of the aggregate as it is."""
+        known = {name: getattr(aggregate, name) for name in cls.__struct_fields__ if name not in _ENVELOPE}
+        return cls(
+            originator_id=aggregate.id,
+            originator_version=aggregate.version,
+            timestamp=aggregate.modified_on,
+            created_on=aggregate.created_on,
+            **known,
+        )
+
+    def restore(self) -> Any:
+        """The aggregate as it was."""
+        aggregate = object.__new__(self.of)
+        known = {name: getattr(self, name) for name in self.__struct_fields__ if name not in _ENVELOPE}
+        aggregate.__dict__.update(
+            _id=self.originator_id,
+            _version=self.originator_version,
+            _created_on=self.created_on,
+            _modified_on=self.timestamp,
+            _pending_events=[],
+            **known,
+        )
+        return aggregate
+
+
+_ENVELOPE = {"originator_id", "originator_version", "timestamp", "created_on"}
+
+
+class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
+    """An instance at one version."""
+
+    TOPIC: ClassVar[str] = "instance.Snapshot.1"
+    of: ClassVar[type[Any]] = Instance
+
+    state: str
+    entered: int
+    operation: Operation | None
+    attempts: int
+    retry_at: datetime | None
+    parked: Parked | None
+    failure: Failure | None
+    name: str
+    flavor: Flavor
+    new_flavor: Flavor | None
+    datastore: str
+    datastore_version: str
+    volume_size: int
+    new_volume_size: int | None
+    volume_type: str | None
+    databases: tuple[Database, ...]
+    users: tuple[User, ...]
+    root_password_ref: str | None
+    overrides: dict[str, str]
+    availability_zone: str | None
+    keep_on_failure: bool
+    port_id: str | None
+    address: str | None
+    port: int | None
+    volume_id: str | None
+    server_id: str | None
+    host: str | None
+    target_host: str | None
+    new_host: str | None
+    hard: bool
+
+
+class QuotaSnapshot(Snapshot, frozen=True, kw_only=True):
+    """A project's quota at one version."""
+
+    TOPIC: ClassVar[str] = "quota.Snapshot.1"
+    of: ClassVar[type[Any]] = Quota
+
+    held: dict[UUID, Held]
+
+
+CLASSES: dict[type[Any], type[Snapshot]] = {Instance: InstanceSnapshot, Quota: QuotaSnapshot}
+
+for _class in CLASSES.values():
+    register_topic(_class.TOPIC, _class)
+
+
+def due(before: int, after: int) -> bool:
+    """Whether a snapshot is due when an aggregate goes from one version to another."""
+    return before // EVERY < after // EVERY
