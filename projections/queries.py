@@ -83,6 +83,7 @@ class QueryService:
                 await self._service.add_endpoint(
                     name=name, subject=query_subject("*", model, verb), handler=self._begin
                 )
+        await self._client.flush()
 
     async def close(self) -> None:
         """Take no more requests; who still waits is answered by nobody and asks again."""

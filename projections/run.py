@@ -30,6 +30,7 @@ class Projections:
         self._reader = reader
         self._beats = beats
         self._queries: QueryService | None = None
+        self._closed = False
 
     @classmethod
     async def start(cls, events: Log, directory: Path, client: Client, *, wake: Wake | None = None) -> Projections:
@@ -52,7 +53,10 @@ class Projections:
         return started
 
     async def close(self) -> None:
-        """Stop answering, finish the page under way, let go of the files."""
+        """Stop answering, finish the page under way, let go of the files. Closing twice is closing once."""
+        if self._closed:
+            return
+        self._closed = True
         if self._queries is not None:
             await self._queries.close()
         await self._beats.close()

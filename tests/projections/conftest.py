@@ -1,13 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from projections.base import ReadModels
 from projections.models import MODELS
+from projections.run import Projections
+from tests.projections.served import Served, connected
 from tests.projections.story import Story
+from tests.support.broker import Broker, running_broker
 
 
 @pytest.fixture
@@ -22,3 +25,20 @@ def models(tmp_path: Path) -> Iterator[ReadModels]:
     opened = ReadModels(tmp_path / "read-models", MODELS)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with running_broker(tmp_path_factory.mktemp("broker")) as started:
+        yield started
+
+
+@pytest.fixture
+async def served(broker: Broker, story: Story, tmp_path: Path) -> AsyncIterator[Served]:
+    client = await connected(broker.url)
+    asking = await connected(broker.url)
+    read = await Projections.start(story.log, tmp_path / "read-models", client)
+    yield Served(story, read, asking)
+    await read.close()
+    await asking.close()
+    await client.close()

@@ -60,7 +60,7 @@ class Story:
         self.recorder = SQLiteEventRecorder(DurableSQLiteDatastore(f"file:{path}"))
         self.recorder.create_table()
         self.log = EventLog(self.recorder, MsgspecMapper())
-        self.random = random.Random(seed)  # noqa: S311 - reproducible, not secret
+        self.random = random.Random(seed)
         self.now = START
         self.instances: dict[UUID, Instance] = {}
         self.quotas: dict[str, Quota] = {}
