@@ -84,11 +84,14 @@ def find(configuration: Path) -> DatabaseProcess | None:
 
 def end_leftovers(path: Path) -> None:
     """Kill what still works on this path and leads no session: an installation or a child whose parent died."""
+    killed = []
     for process in _naming(str(path)):
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             if os.getsid(process.pid) != process.pid:
                 _log.warning("leftover_process_killed", pid=process.pid, program=process.name())
                 process.kill()
+                killed.append(process)
+    psutil.wait_procs(killed, timeout=5.0)
 
 
 def _naming(path: str) -> Iterator[psutil.Process]:

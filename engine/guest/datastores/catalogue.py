@@ -6,19 +6,23 @@ A datastore whose programs are missing is left out; whether an unprivileged user
 from __future__ import annotations
 
 from aggregates.catalogue import Datastore as Offered
-from engine.guest.datastores import postgresql
+from engine.guest.datastores import mariadb, postgresql, redis
 from engine.guest.datastores.base import Datastore, DatastoreError, Place
 
 
 def available() -> tuple[Offered, ...]:
     """The datastores that this machine can run, each with its versions, oldest first."""
-    return tuple(offer for offer in (_postgresql(),) if offer is not None)
+    return tuple(offer for offer in (_postgresql(), _mariadb(), _redis()) if offer is not None)
 
 
 def open_datastore(manager: str, version: str, place: Place) -> Datastore:
     """The datastore of this name and version. Raises `DatastoreError`."""
     if manager == "postgresql":
         return postgresql.PostgreSQL(place, version)
+    if manager == "mariadb":
+        return mariadb.MariaDB(place, version)
+    if manager == "redis":
+        return redis.Redis(place, version)
     raise DatastoreError("datastore_unknown", f"no datastore {manager}; there are: mariadb, postgresql, redis")
 
 
@@ -27,3 +31,23 @@ def _postgresql() -> Offered | None:
     if not versions:
         return None
     return Offered(manager="postgresql", versions=versions, parameters=postgresql.PostgreSQL.parameters)
+
+
+def _mariadb() -> Offered | None:
+    program = mariadb.binary()
+    if program is None:
+        return None
+    version = _minor(mariadb.full_version(program))
+    return Offered(manager="mariadb", versions=(version,), parameters=mariadb.MariaDB.parameters)
+
+
+def _redis() -> Offered | None:
+    program = redis.binary()
+    if program is None:
+        return None
+    version = _minor(redis.full_version(program))
+    return Offered(manager="redis", versions=(version,), parameters=redis.Redis.parameters, has_databases=False)
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
