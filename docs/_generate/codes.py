@@ -33,6 +33,10 @@ CODES: dict[str, tuple[str, str]] = {
     "broker_unkillable": ("The embedded broker does not end, not even killed.", "Look at its disk."),
     "broker_unreachable": ("No broker took the connection in time.", "Start the broker, or correct the address."),
     "cancelled": ("The operation was cancelled, by a deletion.", "Look at the operation's `cancelled_by`."),
+    "cannot_apply": (
+        "A read model cannot take an event, so it stops there rather than show something else.",
+        "Upgrade, then `holdfast rebuild`; the log is whole.",
+    ),
     "cannot_mount": ("The local cloud may not mount the volume.", "Run it as root, or leave the limit of size off."),
     "cloud_error": ("The cloud refused or broke; the message is its own.", "Read the message."),
     "conflict": (
@@ -79,6 +83,7 @@ CODES: dict[str, tuple[str, str]] = {
     "parameter_unknown": ("A parameter may not be set.", "Leave it out of `overrides`."),
     "program_failed": ("A program of the datastore failed; the message ends with its words.", "Read them."),
     "program_unreachable": ("The guest's user may not run the datastore's program.", "Put it where the user can."),
+    "projector_running": ("Another process writes these read models.", "End one of the two."),
     "quota_exceeded": (
         "The project's quota has no room. It ends the operation that asked, with nothing made.",
         "Delete something, or ask for a higher quota.",

@@ -37,7 +37,7 @@ def page() -> str:
             "# Commands",
             (
                 "A command is published on `holdfast.v1.cmd.<project>.<kind>.<id>.<command>`; its body is an envelope "
-                "with the arguments in `args`. The form of everything on the wire is in [asyncapi.json](asyncapi.json), "
+                "with the arguments in `args`. The form of all that travels is in [asyncapi.json](asyncapi.json), "
                 "what each command passes in [lifecycle.md](lifecycle.md), all codes in [errors.md](errors.md)."
             ),
             "## Envelope",

@@ -38,8 +38,8 @@ def page() -> str:
         "# Events",
         (
             "Each event of the log is published on `holdfast.v1.evt.<project>.<kind>.<id>.<EventName>` as a CloudEvent "
-            "1.0, at least once and in order for each aggregate. Its facts are in `data`, as listed here; `operation_id` "
-            "is the id of the command that began the operation."
+            "1.0, at least once and in order for each aggregate. Its facts are in `data`, as listed here; "
+            "`operation_id` is the id of the command that began the operation."
         ),
         doc(CloudEvent),
     ]
