@@ -166,9 +166,15 @@ class CredentialsAbsent(CloudEffect, frozen=True, kw_only=True):
 
 
 class GuestEffect(Effect, frozen=True, kw_only=True):
-    """Something that the guest agent of the instance brings about."""
+    """Something that the guest agent of the instance brings about. One try may take `patience` seconds."""
 
     instance_id: UUID
+    patience: float = 1800.0
+
+    @property
+    def waits(self) -> bool:
+        """It asks the agent until the answer is there; the agent goes on by itself, and knows the key."""
+        return True
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -229,16 +235,6 @@ class GrowFileSystem(GuestEffect, frozen=True, kw_only=True):
 class AwaitAgent(GuestEffect, frozen=True, kw_only=True):
     """The guest agent answers. Yields no facts."""
 
-    @property
-    def waits(self) -> bool:
-        """It looks, and changes nothing."""
-        return True
-
 
 class AwaitHealthy(GuestEffect, frozen=True, kw_only=True):
     """The guest agent reports the database HEALTHY. Yields no facts."""
-
-    @property
-    def waits(self) -> bool:
-        """It looks, and changes nothing."""
-        return True

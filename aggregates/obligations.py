@@ -164,17 +164,20 @@ def _on_instance(effect: type[Any]) -> Callable[[Instance], Any]:
     return lambda i: effect(instance_id=i.id)
 
 
-_old_quota = Owed("quota_released", _reserve_present)
-_no_quota = Owed("quota_released", _release)
+# Where there is no way back: about a quarter of an hour of tries before the operation parks.
+STUBBORN = 20
+
+_old_quota = Owed("quota_released", _reserve_present, attempts=STUBBORN)
+_no_quota = Owed("quota_released", _release, attempts=STUBBORN)
 _stop = Owed("database_stopped", _on_instance(StopDatabase))
 _agent = Owed("agent_answered", _on_instance(AwaitAgent))
 _started = Owed("database_started", _start)
 _health = Owed("database_healthy", _on_instance(AwaitHealthy))
-_reverted = Owed("server_reverted", _revert)
-_server_gone = Owed("server_deleted", _server_absent)
-_volume_gone = Owed("volume_deleted", _volume_absent)
-_port_gone = Owed("port_deleted", _port_absent)
-_credentials_gone = Owed("credentials_revoked", _on_instance(CredentialsAbsent))
+_reverted = Owed("server_reverted", _revert, attempts=STUBBORN)
+_server_gone = Owed("server_deleted", _server_absent, attempts=STUBBORN)
+_volume_gone = Owed("volume_deleted", _volume_absent, attempts=STUBBORN)
+_port_gone = Owed("port_deleted", _port_absent, attempts=STUBBORN)
+_credentials_gone = Owed("credentials_revoked", _on_instance(CredentialsAbsent), attempts=STUBBORN)
 
 OBLIGATIONS: Mapping[str, Owed[Any]] = {
     "build_quota": Owed("quota_reserved", _reserve_present),
@@ -242,8 +245,8 @@ OBLIGATIONS: Mapping[str, Owed[Any]] = {
     "start_agent": _agent,
     "start_database": _started,
     "start_health": _health,
-    # The data go anyway, so one try to stop the database cleanly is enough.
-    "delete_database": Owed("database_stopped", _on_instance(StopDatabase), attempts=1),
+    # The data go anyway, so one short try to stop the database cleanly is enough.
+    "delete_database": Owed("database_stopped", lambda i: StopDatabase(instance_id=i.id, patience=15), attempts=1),
     "delete_server": _server_gone,
     "delete_port": _port_gone,
     "delete_volume": _volume_gone,

@@ -41,7 +41,6 @@ from engine.messages import (
 ANSWER = 5.0  # seconds that the agent may hold an answer back
 SLACK = 3.0  # seconds more before the request counts as lost
 SILENCE = 60.0  # seconds without any answer after which the try counts as failed
-WORK = 1800.0  # seconds one try of a verb may take
 POLL = 0.15
 
 
@@ -116,8 +115,8 @@ class Guests:
             reply = await self._ask(effect, verb, request)
             now = time.monotonic()
             if reply is None:
-                if now - heard > SILENCE:
-                    raise TransientError("guest_unreachable", f"the guest agent has not answered for {SILENCE:.0f} s")
+                if now - heard > min(SILENCE, effect.patience):
+                    raise TransientError("guest_unreachable", f"no answer from the guest agent for {now - heard:.0f} s")
                 await asyncio.sleep(POLL)
                 continue
             heard = now
@@ -126,8 +125,8 @@ class Guests:
             if reply.state is GuestState.FAILED:
                 error = TransientError if reply.transient else FinalError
                 raise error("guest_error", reply.error or f"{verb} failed")
-            if now - begun > WORK:
-                raise TransientError("guest_timeout", f"{verb} was not finished within {WORK:.0f} s")
+            if now - begun > effect.patience:
+                raise TransientError("guest_timeout", f"{verb} was not finished within {effect.patience:.0f} s")
 
     async def _ask(self, effect: GuestEffect, verb: GuestVerb, request: GuestRequest) -> GuestReply | None:
         """One request; None when no answer came."""

@@ -22,7 +22,7 @@ from nats.js.errors import APIError
 
 from aggregates.base import Event
 from engine.messages import CloudEvent, event_subject
-from engine.store import EventStore, Stored
+from engine.store import Conflict, EventStore, Stored
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +58,9 @@ class Outbox:
                 log.warning("outbox_interrupted", error=repr(lost), retry_in=pause)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
+            except Conflict:
+                # Another worker published it too; both used the same message ids.
+                position = await self._store.position(POSITION) or 0
 
     async def _publish_page(self, position: int) -> int:
         page = await self._store.read(position, PAGE)
