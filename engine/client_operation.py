@@ -24,7 +24,7 @@ _NOT_YET = frozenset({"not_found", "timeout", "overloaded", "no_responders"})
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an operation is: step `n` of `m`, the state it owes in, what is owed, tries so far, the last error."""
+    """Where an operation is: step `n` of the `m` of its plan, what its state owes, tries so far, the last error."""
 
     n: int
     m: int
@@ -33,6 +33,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 0
     error: str | None = None
     parked: bool = False
+    plan: tuple[str, ...] = ()
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,6 +195,7 @@ def progress_of(record: dict[str, Any]) -> Progress:
         attempts=int(record.get("attempts", 0)),
         error=error,
         parked=bool(record.get("parked", False)),
+        plan=tuple(record.get("plan") or ()),
     )
 
 

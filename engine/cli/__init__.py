@@ -1,12 +1,11 @@
-"""The program `holdfast`."""
+"""The program `holdfast`: what people and scripts do with instances, and the processes that do the work.
 
-import typer
+Every ending has an exit code (`exits.py`) and every error one clear line. It knows no more than the queries answer and
+publishes no more than the client does.
+"""
 
-from engine.cli import services
+from __future__ import annotations
 
+from engine.cli.app import main
 
-def main() -> None:
-    """Run it."""
-    app = typer.Typer()
-    services.register(app)
-    app()
+__all__ = ["main"]
