@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from docs._generate import asyncapi, commands, errors, events, lifecycle
+from docs._generate import asyncapi, cli, commands, errors, events, lifecycle
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by `make docs` from the code; changes are made there. -->\n\n"
 
 PAGES: dict[str, Callable[[], str]] = {
     "asyncapi.json": asyncapi.page,
+    "cli.md": lambda: NOTE + cli.page(),
     "commands.md": lambda: NOTE + commands.page(),
     "errors.md": lambda: NOTE + errors.page(),
     "events.md": lambda: NOTE + events.page(),

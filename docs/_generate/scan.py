@@ -44,13 +44,14 @@ class _Classes:
 
     def __init__(self, trees: Iterable[ast.Module]) -> None:
         self._bases: dict[str, list[str]] = {}
-        self._coded: set[str] = set()
+        self._coded: dict[str, int] = {}
         for tree in trees:
             for node in ast.walk(tree):
                 if isinstance(node, ast.ClassDef):
                     self._bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name)]
-                    if any(_declares_code(each) for each in node.body):
-                        self._coded.add(node.name)
+                    for each in node.body:
+                        if (position := _position(each)) is not None:
+                            self._coded[node.name] = position
 
     def said_by(self, name: str) -> str | None:
         """Who says the code that a call of this class bears; None when it bears none."""
@@ -59,20 +60,24 @@ class _Classes:
             return None
         return next((SAID[each] for each in line if each in SAID), OTHERWISE)
 
+    def position(self, name: str) -> int:
+        """Which argument the code is, where it is not named."""
+        return next((self._coded[each] for each in self._line(name) if each in self._coded), 0)
+
     def _line(self, name: str) -> Iterator[str]:
         yield name
         for base in self._bases.get(name, ()):
             yield from self._line(base)
 
 
-def _declares_code(node: ast.stmt) -> bool:
-    if isinstance(node, ast.AnnAssign):
-        return isinstance(node.target, ast.Name) and node.target.id == "code"
-    return (
-        isinstance(node, ast.FunctionDef)
-        and node.name == "__init__"
-        and any(each.arg == "code" for each in node.args.args)
-    )
+def _position(node: ast.stmt) -> int | None:
+    """Which argument the code is, if this part of a class's body declares one."""
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "code":
+        return 0
+    if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+        arguments = [each.arg for each in node.args.args[1:]]
+        return arguments.index("code") if "code" in arguments else None
+    return None
 
 
 def _said(tree: ast.Module, classes: _Classes) -> Iterator[tuple[str, str]]:
@@ -110,8 +115,9 @@ def _in_call(call: ast.Call, classes: _Classes) -> Iterator[tuple[str, str]]:
         if keyword.arg == "code":
             for word in _words(keyword.value):
                 yield word, said_by
-    if call.args:
-        for word in _words(call.args[0]):
+    position = classes.position(call.func.id)
+    if len(call.args) > position:
+        for word in _words(call.args[position]):
             yield word, said_by
 
 
