@@ -8,6 +8,7 @@ made anew: readers compare when it was created; nor can it make a foreign broker
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import ssl
 import time
@@ -94,7 +95,7 @@ async def connect(
     `on_closed` is called when the connection has ended for good: closed by us, or by an error of the protocol that
     the broker sent. Such a client does not come back; make a new one.
     """
-    client = Client()
+    client = _Client()
     watch = _Watch(client, name, shown(settings.url), on_closed)
     options = _credentials(settings)
     if inbox_prefix is not None:
@@ -128,6 +129,22 @@ async def connect(
     return client
 
 
+class _Client(Client):
+    async def close(self) -> None:
+        """The library's own raises when the transport was lost a moment ago, and sends what is pending without end."""
+        with contextlib.suppress(OSError):  # a timeout is one
+            async with asyncio.timeout(_CALL):
+                await super().close()
+
+    async def flush(self, timeout: int = 10) -> None:
+        """The library's own sends its question ahead of what is pending, so that its answer says nothing of that."""
+        try:
+            await asyncio.wait_for(self._flush_pending(force_flush=True), timeout)
+        except TimeoutError:
+            raise nats.errors.FlushTimeoutError from None
+        await super().flush(timeout)
+
+
 class _Watch:
     """Logs what happens to one connection, each change once, and slows the tries down until the first success."""
 
@@ -141,6 +158,7 @@ class _Watch:
         self._on_closed = on_closed
         self._failures = 0
         self._last = ""
+        self._refusal = ""
         self._told: Exception | None = None
 
     async def error(self, error: Exception) -> None:
@@ -149,6 +167,8 @@ class _Watch:
         if reason != self._last:
             log.warning("broker_error", connection=self._name, broker=self.url, error=reason)
         self._last = reason
+        if "authorization" in reason.lower():
+            self._refusal = reason  # kept: a refusing broker may reset the connection before its reason is read
         if not self.connected:
             self._failures += 1
             await asyncio.sleep(_pause(self._failures))
@@ -173,10 +193,10 @@ class _Watch:
             await self._on_closed()
 
     def unreachable(self, timeout: float | None) -> BrokerError:
-        if "authorization" in self._last.lower():
+        if self._refusal:
             return BrokerError(
                 "broker_unauthorised",
-                f"the broker at {self.url} refuses the credentials of {self._name} ({self._last}); give it a user "
+                f"the broker at {self.url} refuses the credentials of {self._name} ({self._refusal}); give it a user "
                 "that this broker knows",
             )
         return BrokerError(

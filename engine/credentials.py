@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -129,27 +130,32 @@ def _rights(user: str) -> Rights:
 class Users:
     """The users of one broker. The directory of seeds is the truth; the broker's list of users is made from it.
 
-    Blocking, and used by one thread at a time.
+    Blocking; threads take turns.
     """
 
     def __init__(self, seeds: Path, users_file: Path) -> None:
         self._seeds = seeds
         self._file = users_file
         self._public: dict[str, str] = {}
+        self._turn = threading.RLock()
 
     def load(self) -> None:
         """Read every seed, make those of the fixed users that are missing, and write the broker's list."""
-        for leftover in self._seeds.glob(".*.new"):
-            leftover.unlink(missing_ok=True)
-        self._public = {}
-        for path in sorted(self._seeds.glob("*.nk")):
-            try:
-                self._public[path.stem] = _public_key(path)
-            except nkeys.NkeysError:
-                self._damaged(path)
-        for user in (*USERS, SYSTEM):
-            self.add(user)
-        self.write()
+        with self._turn:
+            for leftover in self._seeds.glob(".*.new"):
+                leftover.unlink(missing_ok=True)
+            self._public = {}
+            for path in sorted(self._seeds.glob("*.nk")):
+                if not _is_user(path.stem):
+                    log.warning("seed_of_nobody", file=str(path), next="it is ignored; delete it")
+                    continue
+                try:
+                    self._public[path.stem] = _public_key(path)
+                except nkeys.NkeysError:
+                    self._damaged(path)
+            for user in (*USERS, SYSTEM):
+                self.add(user)
+            self.write()
 
     def seed(self, user: str) -> Path:
         """The file of a user's seed, there or not."""
@@ -157,33 +163,36 @@ class Users:
 
     def add(self, user: str) -> Path:
         """Make the user's seed if there is none; the broker knows the user after the next `write` and reload."""
-        path = self.seed(user)
-        if user in self._public and path.exists():
+        with self._turn:
+            path = self.seed(user)
+            if user in self._public and path.exists():
+                return path
+            try:
+                self._public[user] = _public_key(path)
+            except (FileNotFoundError, nkeys.NkeysError):
+                replace_file(path, nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER) + b"\n")
+                self._public[user] = _public_key(path)
             return path
-        try:
-            self._public[user] = _public_key(path)
-        except (FileNotFoundError, nkeys.NkeysError):
-            replace_file(path, nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER) + b"\n")
-            self._public[user] = _public_key(path)
-        return path
 
     def remove(self, user: str) -> None:
         """Delete the user's seed; the broker refuses the user after the next `write` and reload."""
-        self._public.pop(user, None)
-        delete_file(self.seed(user))
+        with self._turn:
+            self._public.pop(user, None)
+            delete_file(self.seed(user))
 
     def write(self) -> str:
         """Write the accounts that the broker's configuration includes: public keys and rights, no secret.
 
         Returns the hash of what the broker is told.
         """
-        users = "\n".join(_entry(user, key) for user, key in sorted(self._public.items()) if user != SYSTEM)
-        content = (
-            f"HOLDFAST {{\n  jetstream: enabled\n  users: [\n{users}\n  ]\n}}\n"
-            f"SYSTEM {{\n  users: [ {{ nkey: {self._public[SYSTEM]} }} ]\n}}\n"
-        )
-        replace_file(self._file, content.encode())
-        return hashlib.sha256(content.encode()).hexdigest()
+        with self._turn:
+            users = "\n".join(_entry(user, key) for user, key in sorted(self._public.items()) if user != SYSTEM)
+            content = (
+                f"HOLDFAST {{\n  jetstream: enabled\n  users: [\n{users}\n  ]\n}}\n"
+                f"SYSTEM {{\n  users: [ {{ nkey: {self._public[SYSTEM]} }} ]\n}}\n"
+            )
+            replace_file(self._file, content.encode())
+            return hashlib.sha256(content.encode()).hexdigest()
 
     def _damaged(self, path: Path) -> None:
         if not path.stem.startswith(_GUEST):
@@ -193,6 +202,16 @@ class Users:
                 "old one needs the new one",
             ) from None
         log.error("seed_damaged", file=str(path), next="the guest is refused until its credentials are issued again")
+
+
+def _is_user(name: str) -> bool:
+    """What names a guest becomes part of its rights, so nothing but an instance's id is taken."""
+    if not name.startswith(_GUEST):
+        return name in USERS or name == SYSTEM
+    try:
+        return guest_user(UUID(name.removeprefix(_GUEST))) == name
+    except ValueError:
+        return False
 
 
 def _entry(user: str, public_key: str) -> str:

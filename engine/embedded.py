@@ -142,7 +142,7 @@ class EmbeddedBroker:
         while True:
             try:
                 answer = await self._ask("RELOAD")
-            except nats.errors.Error as e:
+            except (nats.errors.Error, OSError) as e:
                 if time.monotonic() >= deadline:
                     raise BrokerError(
                         "broker_not_reloaded",
@@ -313,7 +313,7 @@ class EmbeddedBroker:
     async def _healthy(self) -> bool:
         try:
             return bool((await self._ask("HEALTHZ")).get("data", {}).get("status") == "ok")
-        except nats.errors.Error:
+        except (nats.errors.Error, OSError):
             return False
 
     async def disconnect(self) -> None:

@@ -90,6 +90,26 @@ async def test_a_connection_closed_for_good_is_told(server: PlainServer) -> None
     await asyncio.wait_for(told.wait(), 10)
 
 
+async def test_a_flush_returns_when_the_broker_has_what_was_sent_before(server: PlainServer, client: Client) -> None:
+    other = await connect(BrokerSettings(url=server.url), name="other")
+    for n in range(50):
+        subscription = await client.subscribe(f"asked.{n}")
+        await client.flush()
+        await other.publish(f"asked.{n}", b"now")
+        await other.flush()
+        assert (await subscription.next_msg(timeout=10)).data == b"now"
+    await other.close()
+
+
+async def test_a_connection_lost_a_moment_ago_can_be_closed(server: PlainServer) -> None:
+    for _ in range(3):
+        client = await connect(BrokerSettings(url=server.url), name="short")
+        server.kill()
+        await asyncio.gather(client.publish("x", b"x" * 100_000), client.close())
+        assert client.is_closed
+        server.start()
+
+
 async def test_a_seed_that_cannot_be_read_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(BrokerError, match=r"absent\.nk cannot be read") as unreadable:
         await connect(BrokerSettings(seed_file=tmp_path / "absent.nk"), name="x")
