@@ -1,6 +1,6 @@
 """Lives the life of one instance on a local cloud and dies at a given point of it; run again, it goes on.
 
-`python -m tests.clouds.crash_driver <first> <step>` tries every step-th point from the first one on and
+`python -m tests.clouds.crash_driver <directory> <first> <step>` tries every step-th point from the first one on and
 prints how many points it tried and how many there are. A point is a moment before the cloud changes a file or a
 process. CRASH_MOUNT in the environment says whether volumes are mounted.
 """
@@ -23,7 +23,7 @@ import structlog
 
 from aggregates import effects
 from engine.clouds.local import LocalCloud
-from tests.clouds.local_setup import cloud_directory, local_cloud, marked, processes_of
+from tests.clouds.local_setup import local_cloud, marked, processes_of, sweep
 from tests.clouds.wishes import Wishes
 
 _CHANGES = {
@@ -179,23 +179,33 @@ def forked(work: Callable[[], int]) -> tuple[int, int]:
     return os.waitstatus_to_exitcode(status), int(said or 0)
 
 
-def main(first: int, step: int) -> None:
+def try_point(directory: Path, point: int) -> int | None:
+    """Die there and go on; returns how many points there are if this one lies past the end."""
+    ended, passed = forked(lambda: live(directory, point))
+    if ended == 0:
+        return passed
+    if ended != -signal.SIGKILL:
+        sys.exit(f"point {point}: ended with {ended} before it was killed")
+    ended, _ = forked(lambda: live(directory, None))
+    if ended != 0:
+        sys.exit(f"point {point}: going on after the kill ended with {ended}")
+    return None
+
+
+def main(base: Path, first: int, step: int) -> None:
     """Try the points one after the other until one lies past the end of the life."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    tried, point = 0, first
-    while True:
-        with cloud_directory() as directory:
-            ended, passed = forked(lambda: live(directory, point))  # noqa: B023 - called before the next round
-            if ended == 0:
-                print(json.dumps({"tried": tried, "points": passed}))
-                return
-            if ended != -signal.SIGKILL:
-                sys.exit(f"point {point}: ended with {ended} before it was killed")
-            ended, _ = forked(lambda: live(directory, None))
-            if ended != 0:
-                sys.exit(f"point {point}: going on after the kill ended with {ended}")
+    tried, point, passed = 0, first, None
+    while passed is None:
+        directory = base / str(point)
+        directory.mkdir(mode=0o711)
+        try:
+            passed = try_point(directory, point)
+        finally:
+            sweep(directory)
         tried, point = tried + 1, point + step
+    print(json.dumps({"tried": tried - 1, "points": passed}))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -13,7 +13,7 @@ import pytest
 from tests.clouds.test_local_volumes import abilities
 
 # A sample, so that the suite stays fast; 1 tries every point, in a few minutes.
-STEP = int(os.environ.get("HOLDFAST_CRASH_STEP", "18"))
+STEP = int(os.environ.get("HOLDFAST_CRASH_STEP", "30"))
 
 
 @pytest.mark.timeout(1800)
@@ -24,6 +24,7 @@ async def test_a_kill_at_any_point_leaves_nothing_twice_and_nothing_behind(direc
         sys.executable,
         "-m",
         "tests.clouds.crash_driver",
+        str(directory),
         str(1 + STEP // 2),
         str(STEP),
         env={**os.environ, "CRASH_MOUNT": mount if possible else "auto"},
@@ -31,7 +32,11 @@ async def test_a_kill_at_any_point_leaves_nothing_twice_and_nothing_behind(direc
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    said, complaints = await driver.communicate()
+    try:
+        said, complaints = await driver.communicate()
+    except BaseException:
+        driver.kill()
+        raise
     assert driver.returncode == 0, complaints.decode()
     counted = json.loads(said)
     assert counted["points"] > 150
