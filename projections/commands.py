@@ -20,7 +20,7 @@ TABLES = {
     "commands": """CREATE TABLE commands (
         project TEXT NOT NULL, command_id TEXT NOT NULL, command TEXT NOT NULL, kind TEXT NOT NULL,
         aggregate_id TEXT NOT NULL, accepted INTEGER NOT NULL, version INTEGER, code TEXT, reason TEXT,
-        actor TEXT NOT NULL, decided_at TEXT NOT NULL, PRIMARY KEY (project, command_id)) WITHOUT ROWID""",
+        actor TEXT NOT NULL, decided_at TEXT NOT NULL, PRIMARY KEY (project, command_id))""",
 }
 INDEXES = (
     "CREATE INDEX commands_decided ON commands (project, decided_at, command_id)",

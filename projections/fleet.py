@@ -6,6 +6,8 @@ Has no rows of its own: it is as new as `instances` and `operations`, and never 
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
+from collections.abc import Sequence
 
 from engine.messages import Outcome
 from projections.answers import FleetAnswer
@@ -13,18 +15,16 @@ from projections.answers import FleetAnswer
 
 def get(connection: sqlite3.Connection, project: str) -> FleetAnswer:
     """The numbers of the project."""
-    totals = connection.execute(
-        "SELECT count(*) AS instances, coalesce(sum(ram), 0) AS ram, coalesce(sum(volume_size), 0) AS volume_size "
-        "FROM instances WHERE project = ? AND deleted = 0",
+    groups = connection.execute(
+        "SELECT status, health, datastore, datastore_version, host, count(*) AS number, sum(ram) AS ram, "
+        "sum(volume_size) AS volume_size FROM instances WHERE project = ? AND deleted = 0 "
+        "GROUP BY status, health, datastore, datastore_version, host",
         (project,),
-    ).fetchone()
+    ).fetchall()
     datastores: dict[str, dict[str, int]] = {}
-    for row in connection.execute(
-        "SELECT datastore, datastore_version, count(*) AS number FROM instances "
-        "WHERE project = ? AND deleted = 0 GROUP BY datastore, datastore_version",
-        (project,),
-    ):
-        datastores.setdefault(row["datastore"], {})[row["datastore_version"]] = row["number"]
+    for datastore in {group["datastore"] for group in groups}:
+        of_it = [group for group in groups if group["datastore"] == datastore]
+        datastores[datastore] = _counts(of_it, "datastore_version")
     outcomes = {
         row["outcome"]: row["number"]
         for row in connection.execute(
@@ -35,13 +35,13 @@ def get(connection: sqlite3.Connection, project: str) -> FleetAnswer:
         "SELECT count(*) AS number FROM operations WHERE project = ? AND parked = 1", (project,)
     ).fetchone()
     return FleetAnswer(
-        instances=totals["instances"],
-        statuses=_counts(connection, project, "status"),
-        healths=_counts(connection, project, "health"),
+        instances=sum(group["number"] for group in groups),
+        statuses=_counts(groups, "status"),
+        healths=_counts(groups, "health"),
         datastores=datastores,
-        hosts=_counts(connection, project, "host"),
-        ram=totals["ram"],
-        volume_size=totals["volume_size"],
+        hosts=_counts(groups, "host"),
+        ram=sum(group["ram"] for group in groups),
+        volume_size=sum(group["volume_size"] for group in groups),
         running=outcomes.get(Outcome.RUNNING, 0),
         parked=parked["number"],
         failed=outcomes.get(Outcome.FAILED, 0),
@@ -50,10 +50,9 @@ def get(connection: sqlite3.Connection, project: str) -> FleetAnswer:
     )
 
 
-def _counts(connection: sqlite3.Connection, project: str, column: str) -> dict[str, int]:
-    rows = connection.execute(
-        f"SELECT {column}, count(*) AS number FROM instances "  # noqa: S608 - a column of ours
-        f"WHERE project = ? AND deleted = 0 AND {column} IS NOT NULL GROUP BY {column}",
-        (project,),
-    )
-    return {row[0]: row["number"] for row in rows}
+def _counts(groups: Sequence[sqlite3.Row], column: str) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for group in groups:
+        if group[column] is not None:
+            counts[group[column]] += group["number"]
+    return dict(counts)

@@ -88,7 +88,6 @@ class HeartbeatView:
         self._subscription = await self._client.subscribe(
             heartbeat_subject("*"), cb=self._on_beat, pending_msgs_limit=PENDING, pending_bytes_limit=0
         )
-        await self._client.flush()
         self._task = asyncio.create_task(self._flush_for_ever(), name="heartbeats")
 
     async def close(self) -> None:

@@ -30,7 +30,7 @@ TABLES = {
         volume_id TEXT, port_id TEXT, operation_id TEXT, operation TEXT, parked INTEGER NOT NULL DEFAULT 0,
         failure TEXT, created_at TEXT NOT NULL, updated_at TEXT NOT NULL, deleted INTEGER NOT NULL DEFAULT 0,
         deleted_at TEXT, version INTEGER NOT NULL, lifecycle_version INTEGER NOT NULL, last_event TEXT NOT NULL,
-        last_command TEXT NOT NULL, last_actor TEXT NOT NULL) WITHOUT ROWID""",
+        last_command TEXT NOT NULL, last_actor TEXT NOT NULL)""",
     "instance_healths": """CREATE TABLE instance_healths (
         health_id TEXT PRIMARY KEY, instance_id TEXT NOT NULL, health TEXT NOT NULL) WITHOUT ROWID""",
 }
@@ -132,18 +132,20 @@ def _insert(c: SQLiteCursor, stored: StoredEvent) -> None:
 def _transition(c: SQLiteCursor, stored: StoredEvent) -> None:
     event = stored.event
     word = status(KIND, event.state)
-    row = one(c, "SELECT health FROM instances WHERE id = ?", str(stored.aggregate_id))
     change: dict[str, Any] = {
         "state": event.state,
         "status": word,
         "trove_status": trove_status(word),
-        "operating_status": operating_status(word, row["health"]),
+        "operating_status": "",
         "parked": 0,
         "lifecycle_version": stored.version,
         "last_event": type(event).__name__,
         **{name: getattr(event, name) for name in _FACTS if hasattr(event, name)},
         **_GONE.get(type(event), {}),
     }
+    if word == "ACTIVE":
+        row = one(c, "SELECT health FROM instances WHERE id = ?", str(stored.aggregate_id))
+        change["operating_status"] = operating_status(word, row["health"])
     if hasattr(event, "flavor"):
         change.update(_flavor(event.flavor))
     if hasattr(event, "failure"):

@@ -26,7 +26,7 @@ TABLES = {
         state TEXT, effect TEXT, attempts INTEGER NOT NULL DEFAULT 0, error TEXT, retry_at TEXT,
         deadline TEXT NOT NULL, started_at TEXT NOT NULL, finished_at TEXT, duration REAL, outcome TEXT NOT NULL,
         failure TEXT, parked INTEGER NOT NULL DEFAULT 0, cancelled_by TEXT, states TEXT NOT NULL,
-        PRIMARY KEY (project, id)) WITHOUT ROWID""",
+        PRIMARY KEY (project, id))""",
     # How far each aggregate has been read, and its running operation: tells a command that began none from one unread.
     "operation_progress": """CREATE TABLE operation_progress (
         aggregate_id TEXT PRIMARY KEY, project TEXT NOT NULL, version INTEGER NOT NULL, operation_id TEXT
@@ -64,9 +64,13 @@ def apply(c: SQLiteCursor, stored: StoredEvent) -> None:
         c.execute("INSERT INTO operation_progress VALUES (?, ?, 1, NULL)", (aggregate_id, project))
         running = None
     else:
-        row = one(c, "SELECT project, operation_id FROM operation_progress WHERE aggregate_id = ?", aggregate_id)
+        row = one(
+            c,
+            "UPDATE operation_progress SET version = ? WHERE aggregate_id = ? RETURNING project, operation_id",
+            stored.version,
+            aggregate_id,
+        )
         project, running = row["project"], row["operation_id"]
-        c.execute("UPDATE operation_progress SET version = ? WHERE aggregate_id = ?", (stored.version, aggregate_id))
     kind = stored.topic.partition(".")[0]
     if kind not in LIFECYCLES:
         return

@@ -83,15 +83,25 @@ class QueryService:
                 await self._service.add_endpoint(
                     name=name, subject=query_subject("*", model, verb), handler=self._begin
                 )
-        await self._client.flush()
+        await self._acknowledged()
 
     async def close(self) -> None:
         """Take no more requests; who still waits is answered by nobody and asks again."""
         if self._service is not None and self._client.is_connected:
-            await self._service.stop()
+            try:
+                await self._service.stop()
+                await self._acknowledged()
+            except (nats.errors.Error, OSError) as error:
+                log.warning("query_service_not_stopped_in_order", error=repr(error))
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _acknowledged(self) -> None:
+        """Wait until the broker knows what was subscribed or given up."""
+        # The client writes a flush's PING before the commands that are pending: the first flush only gets them sent.
+        await self._client.flush()
+        await self._client.flush()
 
     # --- requests -------------------------------------------------------------------------------------------------
 

@@ -35,10 +35,10 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 @pytest.fixture
 async def served(broker: Broker, story: Story, tmp_path: Path) -> AsyncIterator[Served]:
-    client = await connected(broker.url)
-    asking = await connected(broker.url)
-    read = await Projections.start(story.log, tmp_path / "read-models", client)
-    yield Served(story, read, asking)
-    await read.close()
-    await asking.close()
-    await client.close()
+    clients = [await connected(broker.url) for _ in range(3)]
+    read = await Projections.start(story.log, tmp_path / "read-models", clients[0])
+    begun = Served(story, read, asking=clients[1], again=clients[2])
+    yield begun
+    await begun.read.close()
+    for client in clients:
+        await client.close()

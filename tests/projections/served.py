@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -48,12 +49,17 @@ class Asker:
 class Served:
     """A story, followed and answered about."""
 
-    def __init__(self, story: Story, read: Projections, client: Client) -> None:
+    def __init__(self, story: Story, read: Projections, *, asking: Client, again: Client) -> None:
         self.story = story
         self.read = read
-        self.client = client
-        self.blue = Asker(client, "blue")
-        self.green = Asker(client, "green")
+        self.client = asking
+        self.blue = Asker(asking, "blue")
+        self.green = Asker(asking, "green")
+        self._again = again
+
+    async def start_again(self, directory: Path) -> None:
+        """Start the read side anew, once the first has been closed."""
+        self.read = await Projections.start(self.story.log, directory, self._again)
 
     async def caught_up(self) -> None:
         """Wait until all that happened can be asked for."""

@@ -15,8 +15,7 @@ import pytest
 from aggregates.commands import DeleteInstance
 from engine.messages import GuestStatus, VolumeUse, heartbeat_subject
 from projections.heartbeats import HeartbeatView
-from projections.run import Projections
-from tests.projections.served import LONG, Refused, Served, connected, heartbeat
+from tests.projections.served import LONG, Refused, Served, heartbeat
 from tests.support.broker import Broker
 
 
@@ -90,7 +89,7 @@ async def test_late_beats_do_not_bring_a_deleted_instance_back(served: Served) -
     assert view(served).dropped == 1
 
 
-async def test_a_deletion_between_two_runs_is_noticed(served: Served, broker: Broker, tmp_path: Path) -> None:
+async def test_a_deletion_between_two_runs_is_noticed(served: Served, tmp_path: Path) -> None:
     instance_id, living = served.story.create(), served.story.create()
     served.story.settle(instance_id)
     await served.caught_up()
@@ -100,13 +99,10 @@ async def test_a_deletion_between_two_runs_is_noticed(served: Served, broker: Br
     await served.read.close()
     served.story.command(instance_id, DeleteInstance())
     served.story.settle(instance_id)
-    client = await connected(broker.url)
-    served.read = await Projections.start(served.story.log, tmp_path / "read-models", client)
+    await served.start_again(tmp_path / "read-models")
     left = await until(lambda: served.blue.ask("heartbeats", "list"), lambda answer: len(answer["items"]) == 1)
     assert left["items"][0]["instance_id"] == str(living)
     assert left["items"][0]["age"] >= 0
-    await served.read.close()
-    await client.close()
 
 
 async def test_what_is_no_beat_of_this_instance_is_dropped(served: Served) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,7 +15,12 @@ from aggregates.commands import DeleteInstance, Restart
 from engine.client import Context, OperationFailed, TaskManager
 from engine.messages import PREFIX, event_subject
 from projections.answers import CommandAnswer, FleetAnswer, HistoryAnswer, InstanceAnswer, OperationAnswer, QuotaAnswer
+from projections.base import ReadModels
+from projections.models import MODELS
+from projections.run import run_projector
 from tests.projections.served import LONG, Asker, Refused, Served, connected
+from tests.projections.story import Story
+from tests.support.broker import Broker
 
 
 async def refusal(asker: Asker, model: str, verb: str, body: bytes | None = None, **arguments: Any) -> Refused:
@@ -201,16 +207,33 @@ async def test_the_service_can_be_found_and_counts(served: Served) -> None:
     }  # fmt: skip
 
 
-async def test_a_new_read_side_goes_on_where_the_old_one_was(served: Served, broker: Any, tmp_path: Any) -> None:
+async def test_a_new_read_side_goes_on_where_the_old_one_was(served: Served, tmp_path: Path) -> None:
     instance_id: UUID = served.story.create()
     await served.caught_up()
     await served.read.close()
     served.story.settle(instance_id)
-    client = await connected(broker.url)
-    served.read = await type(served.read).start(served.story.log, tmp_path / "read-models", client)
+    await served.start_again(tmp_path / "read-models")
     await served.caught_up()
     assert (await served.blue.ask("instances", "get", instance_id=str(instance_id)))["status"] == "ACTIVE"
-    await served.read.close()
+
+
+async def test_run_until_cancelled_lets_go_of_everything(story: Story, broker: Broker, tmp_path: Path) -> None:
+    client, asking = await connected(broker.url), await connected(broker.url)
+    running = asyncio.create_task(run_projector(story.log, tmp_path / "read-models", client))
+    async with asyncio.timeout(LONG):
+        while True:
+            try:
+                assert (await Asker(asking).ask("fleet", "get"))["instances"] == 0
+                break
+            except nats.errors.NoRespondersError:
+                await asyncio.sleep(0.05)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    with pytest.raises(nats.errors.NoRespondersError):
+        await Asker(asking).ask("fleet", "get")
+    ReadModels(tmp_path / "read-models", MODELS).close()
+    await asking.close()
     await client.close()
 
 
