@@ -132,16 +132,17 @@ class Connection:
         limit = timeout or self.timeout
         deadline = time.monotonic() + limit
         absent_until = time.monotonic() + min(_ABSENT_GRACE, limit)
+        failure: ClientError = TimedOut(f"{subject} did not answer within {limit:g} s; try again or wait longer")
+        absent = QueryFailed("no_responders", f"nobody answers {subject}; start the engine, or wait until it is up")
         body = msgspec.json.encode(payload)
         client = await self._open()
         while (left := deadline - time.monotonic()) > 0:
             try:
                 answer = await _cancellable(client.request(subject, body, timeout=left))
             except nats.errors.NoRespondersError:
+                failure = absent
                 if time.monotonic() >= absent_until:
-                    raise QueryFailed(
-                        "no_responders", f"nobody answers {subject}; start the engine, or wait until it is up"
-                    ) from None
+                    break
                 await asyncio.sleep(0.1)
             except nats.errors.TimeoutError:
                 break
@@ -152,7 +153,7 @@ class Connection:
                 await asyncio.sleep(0.1)
             else:
                 return _answer(subject, answer)
-        raise self._expired(TimedOut(f"{subject} did not answer within {limit:g} s; try again or wait longer"))
+        raise self._expired(failure)
 
     async def expect_decision(self, command_id: str) -> str:
         """The subject to which the engine may send the decision; `decision` waits for what comes there."""

@@ -100,9 +100,9 @@ class SyncTaskManager:
         self.close()
 
     def close(self) -> None:
-        """Close the connection and end the thread."""
+        """Close the connection, which lives on our loop and so is nobody else's, and end the thread."""
         try:
-            self._loop.run(self.manager.close())
+            self._loop.run(self.manager.connection.close())
         finally:
             self._loop.stop()
 

@@ -235,6 +235,25 @@ async def test_pages_are_read_to_the_end(manager: TaskManager, responder: Respon
     assert responder.questions[0] == ("instances.list", {"limit": 2, "filter": {"state": "ACTIVE"}})
 
 
+async def test_a_record_is_watched_until_nobody_looks(manager: TaskManager, responder: Responder) -> None:
+    states = iter(["BUILD", "BUILD", "ACTIVE"])
+
+    def answer(_: dict[str, Any]) -> dict[str, Any]:
+        responder.publish(f"holdfast.v1.evt.acme.instance.{INSTANCE}.DatabaseHealthy")
+        position = len(responder.questions)
+        item = {"state": next(states, "ACTIVE")}
+        return {"position": position, "subject": f"holdfast.v1.evt.acme.instance.{INSTANCE}.>", "item": item}
+
+    responder.answers["instances", "watch"] = answer
+    seen = []
+    async with asyncio.timeout(60):
+        async for found in manager.queries.watch("instances", instance_id=INSTANCE):
+            seen.append(found["item"]["state"])
+            if seen[-1] == "ACTIVE":
+                break
+    assert seen == ["BUILD", "ACTIVE"]
+
+
 async def test_scripts_have_a_synchronous_face(broker: Broker, responder: Responder) -> None:
     responder.answers["commands", "get"] = lambda q: decided(q["command_id"]) | record("done")
     responder.answers["operations", "get"] = lambda _: record("done", n=2, m=2, state="ACTIVE")
