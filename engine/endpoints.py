@@ -23,6 +23,7 @@ from aggregates.catalogue import Catalogue
 from aggregates.commands import COMMANDS
 from engine.inbox import AGGREGATES
 from engine.messages import ErrorReply, query_subject
+from engine.replies import Answerable
 from engine.store import EventStore, fold
 
 log = structlog.get_logger(__name__)
@@ -92,6 +93,7 @@ class Endpoints:
         self._store = store
         self._vault = vault
         self._catalogue = catalogue
+        self._may_answer = Answerable(client)
         self._running: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -120,7 +122,7 @@ class Endpoints:
             except Exception:
                 log.exception("query_broke", subject=message.subject)
                 reply = ErrorReply(code="internal_error", message="the query could not be answered; the log says why")
-            if message.reply:
+            if self._may_answer(message.reply):
                 await message.respond(msgspec.json.encode(reply))
 
         async def begin(message: Msg) -> None:

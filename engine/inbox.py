@@ -36,6 +36,7 @@ from engine.hot import HotAggregates, Turn
 from engine.intake import Received, receive, redacted
 from engine.mapper import UnknownEventError
 from engine.messages import PARTITIONS, REPLY_TO, DeadLetter, Decision, dead_letter_subject
+from engine.replies import Answerable
 from engine.store import Conflict, EventStore
 
 log = structlog.get_logger(__name__)
@@ -65,6 +66,7 @@ class Inbox:
         self._hot = hot
         self._catalogue = catalogue
         self._now = now
+        self._may_answer = Answerable(client)
         self._incarnation = ""
         self._positions: dict[int, int] = {}
         self._decided: deque[tuple[float, int]] = deque()
@@ -191,7 +193,7 @@ class Inbox:
             self._positions[each.partition] = max(self._positions[each.partition], each.sequence)
         self._decided.append((time.monotonic(), fresh[-1].sequence))
         for each, decision in zip(fresh, decisions, strict=True):
-            if each.reply_to:
+            if each.reply_to and self._may_answer(each.reply_to):
                 await self._client.publish(each.reply_to, msgspec.json.encode(decision))
             if each.dead or (each.refusal is not None and each.refusal.code == "secret_in_clear"):
                 await self._erase(each)

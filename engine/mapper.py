@@ -6,6 +6,8 @@ A stored event says its class version once it is above 1; reading brings it up b
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -15,6 +17,7 @@ from eventsourcing.utils import TopicError, get_topic, resolve_topic
 
 # Loading them registers their topics.
 from aggregates import health, instance_events, quota, record, snapshots
+from aggregates.base import Event
 
 KNOWN = (health, instance_events, quota, record, snapshots)
 
@@ -33,7 +36,9 @@ class MsgspecMapper(Mapper[Any]):
     def __init__(self) -> None:
         super().__init__(transcoder=JSONTranscoder())
         self._encode = msgspec.json.Encoder().encode
-        self._decoders: dict[str, tuple[type[Any], int, msgspec.json.Decoder[Any]]] = {}
+        self._preparing = threading.Lock()
+        # All at once, here: two threads that both meet a class for the first time must not both prepare it.
+        self._decoders = {topic: self._prepare(topic) for topic in _topics()}
 
     def to_stored_event(self, domain_event: DomainEventProtocol[Any] | snapshots.Snapshot) -> StoredEvent:
         """Encode; the version of the class goes along when it is above 1."""
@@ -49,7 +54,8 @@ class MsgspecMapper(Mapper[Any]):
         """Decode and bring up to date. Raises `UnknownEventError`."""
         known = self._decoders.get(stored_event.topic)
         if known is None:
-            known = self._decoders[stored_event.topic] = self._prepare(stored_event.topic)
+            with self._preparing:
+                known = self._decoders[stored_event.topic] = self._prepare(stored_event.topic)
         event_class, version, decoder = known
         if version == 1:
             return decoder.decode(stored_event.state)
@@ -66,3 +72,14 @@ class MsgspecMapper(Mapper[Any]):
         except TopicError as unknown:
             raise UnknownEventError(topic) from unknown
         return event_class, getattr(event_class, "class_version", 1), msgspec.json.Decoder(event_class)
+
+
+def _topics() -> Iterator[str]:
+    """The topics of all event classes and snapshots that are loaded."""
+    yield from (each.TOPIC for each in snapshots.CLASSES.values())
+    waiting: list[type[Any]] = [Event]
+    while waiting:
+        event_class = waiting.pop()
+        waiting.extend(event_class.__subclasses__())
+        if event_class.kind and hasattr(event_class, "__dataclass_fields__"):
+            yield event_class.TOPIC

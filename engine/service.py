@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ import structlog
 from nats.aio.client import Client
 
 from aggregates.base import Event
-from engine.broker import BrokerSettings, connect, ensure_streams
+from engine.broker import BrokerError, BrokerSettings, connect, ensure_streams, require_durable, shown
 from engine.clouds.local import LocalCloud
 from engine.credentials import GuestCredentials, inbox_prefix
 from engine.embedded import DEFAULT_PORT, EmbeddedBroker
 from engine.guest.datastores.catalogue import available
 from engine.guests import Guests
 from engine.state import StateDirectory
-from engine.store import EventStore, open_log, open_store
+from engine.store import EventLog, EventStore, open_log, open_store
 from engine.tasks import end, run_together
 from engine.vault import Vault
 from engine.worker import Worker
@@ -40,7 +40,11 @@ log = structlog.get_logger(__name__)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process is told. `broker` None: the embedded one on `port`. `store_url` None: SQLite in the state."""
+    """What a process is told. `broker` None: the embedded one on `port`. `store_url` None: SQLite in the state.
+
+    `durable_broker`: the operator vouches that a broker which is not ours keeps what it acknowledges.
+    `guest_seed`: the NKey seed that guests use with such a broker.
+    """
 
     state: Path
     broker: BrokerSettings | None = None
@@ -49,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     run_as: tuple[int, int] | None = None
     mount: bool = True
     in_flight: int = 64
+    durable_broker: bool = False
+    guest_seed: Path | None = None
 
     def store(self) -> str:
         """The event store's URL."""
@@ -56,13 +62,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SharedCredentials:
-    """Guests of a broker that we do not run use the one seed that its operator gave, or none."""
+    """Guests of a broker that we do not run use the one seed that its operator gave for guests, or none."""
 
     def __init__(self, seed_file: Path | None) -> None:
         self._seed_file = seed_file
 
     async def ensure(self, instance_id: UUID) -> Path | None:
-        """The operator's seed file."""
+        """The operator's seed file for guests."""
         del instance_id
         return self._seed_file
 
@@ -71,66 +77,150 @@ class SharedCredentials:
         log.info("credentials_are_the_operators", instance_id=str(instance_id))
 
 
-async def run_up(settings: Settings, ready: asyncio.Event | None = None) -> None:
+async def run_up(settings: Settings) -> None:
     """Everything in one process, until SIGTERM or SIGINT."""
-    async with AsyncExitStack() as stack:
-        state = _prepared(settings)
-        store = await _opened(settings, state, stack)
-        parts: dict[str, Any] = {}
-        if settings.broker is None:
-            broker = EmbeddedBroker(state, settings.port)
-            await broker.start()
-            stack.push_async_callback(broker.stop)
-            parts["broker"] = broker.supervise()
-            worker_client = await _connected(broker.settings("worker"), "worker", stack)
-            projector_client = await _connected(broker.settings("projector"), "projector", stack)
-            credentials: Any = GuestCredentials(broker)
-            url = broker.url
-        else:
-            worker_client = await _connected(settings.broker, "worker", stack, prefix=False)
-            projector_client = await _connected(settings.broker, "projector", stack, prefix=False)
-            credentials = SharedCredentials(settings.broker.seed_file)
-            url = settings.broker.url
-        await ensure_streams(worker_client.jetstream())
-        worker = _worker(settings, state, store, worker_client, credentials, url)
+    async with _process(settings) as process:
+        store = await process.open_store()
+        broker = None if settings.broker is not None else await process.start_broker()
+        client = await process.connect("worker", broker)
+        process.add("worker", await process.worker(store, client, broker))
         nudge = _Nudge()
         store.listen(nudge)
-        parts["worker"] = worker.run()
-        parts["projector"] = run_projector(open_log(settings.store()), state.read_models, projector_client, wake=nudge)
-        log.info("holdfast_up", broker=url, state=str(state.root), store=_shown(settings.store()))
-        await _until_told(parts, ready)
+        events = process.open_log()
+        reading = await process.connect("projector", broker)
+        process.add("projector", run_projector(events, process.state.read_models, reading, wake=nudge))
+        log.info("holdfast_up", broker=shown(process.url(broker)), state=str(process.state.root))
+        await process.run()
     log.info("holdfast_down")
 
 
 async def run_worker(settings: Settings) -> None:
     """A worker alone, around a broker and a store that exist."""
-    if settings.broker is None:
-        raise ValueError("a worker of its own needs the URL of a broker: say --nats")
-    async with AsyncExitStack() as stack:
-        state = _prepared(settings)
-        store = await _opened(settings, state, stack)
-        client = await _connected(settings.broker, "worker", stack, prefix=False)
-        await ensure_streams(client.jetstream())
-        credentials = SharedCredentials(settings.broker.seed_file)
-        worker = _worker(settings, state, store, client, credentials, settings.broker.url)
-        await _until_told({"worker": worker.run()}, None)
+    async with _process(settings) as process:
+        store = await process.open_store()
+        client = await process.connect("worker", None)
+        process.add("worker", await process.worker(store, client, None))
+        await process.run()
 
 
 async def run_projections(settings: Settings) -> None:
     """A projector alone: follows the store's log and answers queries."""
-    if settings.broker is None:
-        raise ValueError("a projector of its own needs the URL of a broker: say --nats")
+    async with _process(settings) as process:
+        client = await process.connect("projector", None)
+        process.add("projector", run_projector(process.open_log(), process.state.read_models, client))
+        await process.run()
+
+
+class _Process:
+    """The parts of one process, and what must be let go of when it ends."""
+
+    def __init__(self, settings: Settings, stack: AsyncExitStack) -> None:
+        self.state = StateDirectory(settings.state)
+        self._settings = settings
+        self._stack = stack
+        self._parts: dict[str, Coroutine[Any, Any, None]] = {}
+
+    def add(self, name: str, part: Coroutine[Any, Any, None]) -> None:
+        """Have the part run with the others."""
+        self._parts[name] = part
+
+    async def open_store(self) -> EventStore:
+        """The event store, to write. Raises `StoreInUseError`."""
+        store = await asyncio.to_thread(open_store, self._settings.store(), lock=self.state.lock)
+        store.start()
+        self._stack.push_async_callback(store.close)
+        return store
+
+    def open_log(self) -> EventLog:
+        """The event store, to read."""
+        events = open_log(self._settings.store())
+        self._stack.callback(events.close)
+        return events
+
+    async def start_broker(self) -> EmbeddedBroker:
+        """The embedded broker, running and supervised."""
+        broker = EmbeddedBroker(self.state, self._settings.port)
+        await broker.start()
+        self._stack.push_async_callback(broker.stop)
+        self.add("broker", broker.supervise())
+        return broker
+
+    async def connect(self, user: str, broker: EmbeddedBroker | None) -> Client:
+        """A connection as the user; one that the broker ends for good ends the process, to be started anew."""
+        ended = asyncio.Event()
+
+        async def on_closed() -> None:
+            ended.set()
+
+        async def watch() -> None:
+            await ended.wait()
+            raise BrokerError("connection_ended", f"the broker has ended the connection of the {user} for good")
+
+        if broker is None:
+            client = await connect(self._foreign(), name=user, on_closed=on_closed)
+        else:
+            client = await connect(
+                broker.settings(user), name=user, inbox_prefix=inbox_prefix(user), on_closed=on_closed
+            )
+        self._stack.push_async_callback(client.close)
+        self.add(f"{user}_connection", watch())
+        return client
+
+    async def worker(
+        self, store: EventStore, client: Client, broker: EmbeddedBroker | None
+    ) -> Coroutine[Any, Any, None]:
+        """A worker on the local cloud."""
+        settings = self._settings
+        await ensure_streams(client.jetstream())
+        await require_durable(client.jetstream(), embedded=broker is not None, declared=settings.durable_broker)
+        vault = Vault(self.state.vault)
+        cloud = LocalCloud(
+            self.state.cloud,
+            nats_url=self.url(broker),
+            credentials=SharedCredentials(settings.guest_seed) if broker is None else GuestCredentials(broker),
+            datastores=available(),
+            run_as=settings.run_as,
+            mount="auto" if settings.mount else "never",
+        )
+        return Worker(client, store, cloud, Guests(client, vault), vault, in_flight=settings.in_flight).run()
+
+    def url(self, broker: EmbeddedBroker | None) -> str:
+        """Where agents find the broker."""
+        return self._foreign().url if broker is None else broker.url
+
+    def _foreign(self) -> BrokerSettings:
+        if self._settings.broker is None:
+            raise ValueError("a process of its own needs the URL of a broker: say --nats")
+        return self._settings.broker
+
+    async def run(self) -> None:
+        """Run the parts until one ends or a signal says so."""
+        parts, self._parts = self._parts, {}
+        running = asyncio.create_task(run_together(**parts), name="parts")
+        async with _signals(running):
+            await asyncio.wait({running})
+        if not running.cancelled() and (error := running.exception()) is not None:
+            raise error
+
+    def drop(self) -> None:
+        """Close the parts that were never run."""
+        for part in self._parts.values():
+            part.close()
+
+
+@asynccontextmanager
+async def _process(settings: Settings) -> AsyncIterator[_Process]:
     async with AsyncExitStack() as stack:
-        state = _prepared(settings)
-        client = await _connected(settings.broker, "projector", stack, prefix=False)
-        events = open_log(settings.store())
-        stack.callback(events.close)
-        await _until_told({"projector": run_projector(events, state.read_models, client)}, None)
+        process = _Process(settings, stack)
+        process.state.prepare()
+        stack.callback(process.drop)
+        yield process
 
 
 async def rebuild_models(settings: Settings, names: Sequence[str]) -> None:
     """Make read models (all when none is named) again from the whole log, while no projector runs."""
-    state = _prepared(settings)
+    state = StateDirectory(settings.state)
+    state.prepare()
     events = open_log(settings.store())
     models = await asyncio.to_thread(ReadModels, state.read_models, MODELS)
     try:
@@ -140,40 +230,6 @@ async def rebuild_models(settings: Settings, names: Sequence[str]) -> None:
     finally:
         await asyncio.to_thread(models.close)
         events.close()
-
-
-def _prepared(settings: Settings) -> StateDirectory:
-    state = StateDirectory(settings.state)
-    state.prepare()
-    return state
-
-
-async def _opened(settings: Settings, state: StateDirectory, stack: AsyncExitStack) -> EventStore:
-    store = await asyncio.to_thread(open_store, settings.store(), lock=state.lock)
-    store.start()
-    stack.push_async_callback(store.close)
-    return store
-
-
-async def _connected(settings: BrokerSettings, user: str, stack: AsyncExitStack, *, prefix: bool = True) -> Client:
-    client = await connect(settings, name=user, inbox_prefix=inbox_prefix(user) if prefix else None)
-    stack.push_async_callback(client.close)
-    return client
-
-
-def _worker(
-    settings: Settings, state: StateDirectory, store: EventStore, client: Client, credentials: Any, url: str
-) -> Worker:
-    vault = Vault(state.vault)
-    cloud = LocalCloud(
-        state.cloud,
-        nats_url=url,
-        credentials=credentials,
-        datastores=available(),
-        run_as=settings.run_as,
-        mount="auto" if settings.mount else "never",
-    )
-    return Worker(client, store, cloud, Guests(client, vault), vault, in_flight=settings.in_flight)
 
 
 class _Nudge:
@@ -195,17 +251,6 @@ class _Nudge:
         self._event.clear()
 
 
-async def _until_told(parts: dict[str, Any], ready: asyncio.Event | None) -> None:
-    """Run the parts until one ends or a signal says so."""
-    running = asyncio.create_task(run_together(**parts), name="parts")
-    async with _signals(running):
-        if ready is not None:
-            ready.set()
-        await asyncio.wait({running})
-    if not running.cancelled() and (error := running.exception()) is not None:
-        raise error
-
-
 @asynccontextmanager
 async def _signals(running: asyncio.Task[None]) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
@@ -224,9 +269,3 @@ async def _signals(running: asyncio.Task[None]) -> AsyncIterator[None]:
         for number in told:
             loop.remove_signal_handler(number)
         await end(running)
-
-
-def _shown(url: str) -> str:
-    """The URL without its password."""
-    before, at, after = url.rpartition("@")
-    return f"{before.split('://')[0]}://***@{after}" if at else url

@@ -40,6 +40,11 @@ Store = Annotated[
         envvar="HOLDFAST_STORE",
     ),
 ]
+Durable = Annotated[
+    bool,
+    typer.Option("--durable-broker", help="You vouch that this broker keeps what it acknowledges."),
+]
+GuestSeed = Annotated[Path | None, typer.Option("--guest-seed", help="File with the NKey seed that guests use there.")]
 InFlight = Annotated[int, typer.Option(help="Effects towards the cloud at once.", min=1)]
 RunAs = Annotated[str | None, typer.Option(help="user-id:group-id of the guests when started by root.")]
 JsonLog = Annotated[bool, typer.Option("--json-log", help="Log in JSON.")]
@@ -69,6 +74,8 @@ def up(
     tls_ca: Ca = None,
     tls_cert: Cert = None,
     tls_key: Key = None,
+    durable_broker: Durable = False,
+    guest_seed: GuestSeed = None,
     store: Store = None,
     run_as: RunAs = None,
     mount: Annotated[bool, typer.Option(help="Under root, give volumes a hard limit by mounting images.")] = True,
@@ -84,6 +91,8 @@ def up(
         state=state or default_directory(),
         broker=_broker(nats, seed, creds, tls_ca, tls_cert, tls_key),
         port=port,
+        durable_broker=durable_broker,
+        guest_seed=guest_seed,
         store_url=store,
         run_as=_user(run_as),
         mount=mount,
@@ -100,6 +109,8 @@ def worker(
     tls_ca: Ca = None,
     tls_cert: Cert = None,
     tls_key: Key = None,
+    durable_broker: Durable = False,
+    guest_seed: GuestSeed = None,
     store: Store = None,
     run_as: RunAs = None,
     in_flight: InFlight = 64,
@@ -113,6 +124,8 @@ def worker(
     settings = service.Settings(
         state=state or default_directory(),
         broker=_broker(nats, seed, creds, tls_ca, tls_cert, tls_key),
+        durable_broker=durable_broker,
+        guest_seed=guest_seed,
         store_url=store,
         run_as=_user(run_as),
         in_flight=in_flight,

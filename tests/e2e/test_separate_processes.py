@@ -30,7 +30,8 @@ class Processes:
     def start(self, role: str, sign: str) -> None:
         offset = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
-            self._running[role] = subprocess.Popen([HOLDFAST, role, *self._common], stdout=log, stderr=log)
+            vouched = ["--durable-broker"] if role == "worker" else []
+            self._running[role] = subprocess.Popen([HOLDFAST, role, *self._common, *vouched], stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while sign not in self._log.read_bytes()[offset:].decode(errors="replace"):
             assert time.monotonic() < deadline, self._log.read_text()
@@ -90,3 +91,10 @@ async def test_killed_worker_projector_and_broker_lose_nothing(processes: Proces
     for command, args in (("resize_volume", {"new_size": 2}), ("migrate", {}), ("delete_instance", {})):
         decision = await tenant.send(command, instance_id, args)
         assert (await tenant.outcome(decision["command_id"]))["outcome"] == "done"
+
+
+def test_a_broker_that_may_lose_what_it_acknowledged_is_refused(tmp_path: Path) -> None:
+    with running_broker(tmp_path / "broker") as broker, installation() as made:
+        done = made.holdfast("worker", "--nats", broker.url)
+    assert done.returncode == 1
+    assert "broker_not_durable" in done.stderr

@@ -11,6 +11,7 @@ import nats.errors
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nats.aio.msg import Msg
 
 from aggregates.record import CommandRejected
 from engine.broker import BrokerSettings, connect
@@ -155,6 +156,38 @@ async def test_the_same_command_twice_in_one_batch_is_decided_once(engine: Engin
     await engine.start()
     assert (await engine.settled(instance_id)).status == "ACTIVE"
     assert len([e for e in await engine.store.events_of(instance_id) if type(e).__name__ == "InstanceRequested"]) == 1
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        "$JS.API.STREAM.PURGE.HOLDFAST_COMMANDS",
+        "holdfast.v1.guest.1.stop",
+        "_INBOX.>",
+        "_INBOX.a b",
+        "_INBOX",
+        "_INBOX..x",
+    ],
+)
+async def test_a_decision_is_answered_to_an_inbox_and_nowhere_else(
+    engine: Engine, publisher: Publisher, elsewhere: str
+) -> None:
+    heard: list[str] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message.subject)
+
+    listener = await connect(BrokerSettings(url=engine.broker.url), name="listener")
+    for subject in ("$JS.API.STREAM.PURGE.>", "holdfast.v1.guest.>"):
+        await listener.subscribe(subject, cb=hear)
+    await listener.flush()
+    await publisher.publish("restart", uuid4(), envelope({}), reply_to=elsewhere)
+    # Decided after it, so its answer would have been sent by then.
+    assert (await publisher.send("restart", uuid4()))["code"] == "not_found"
+    await listener.flush()
+    assert heard == []
+    await listener.close()
 
 
 JSON = st.recursive(
