@@ -1,0 +1,48 @@
+"""The floor of the event store: the same rows, in the same transactions, put into SQLite by hand.
+
+Same pragmas as the store's, one fsync for each transaction; neither aggregates nor mapping nor a broker.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+
+_TABLE = (
+    "CREATE TABLE stored_events (originator_id TEXT, originator_version INTEGER, topic TEXT, state BLOB, "
+    "PRIMARY KEY (originator_id, originator_version))"
+)
+
+
+class Spent(msgspec.Struct, frozen=True):
+    """Seconds of the clock and of the processor."""
+
+    clock: float
+    cpu: float
+
+
+def commit_again(store: Path, batches: Sequence[int]) -> Spent:
+    """What it takes to commit the events of a store anew, in transactions of so many."""
+    with closing(sqlite3.connect(store)) as source:
+        rows = source.execute(
+            "SELECT originator_id, originator_version, topic, state FROM stored_events ORDER BY rowid"
+        ).fetchall()
+    target = store.with_name(f"raw-{store.name}")
+    with closing(sqlite3.connect(target, isolation_level=None)) as connection:
+        connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-65536;" + _TABLE)
+        began, used = time.monotonic(), time.thread_time()
+        start = 0
+        for size in batches:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("INSERT INTO stored_events VALUES (?, ?, ?, ?)", rows[start : start + size])
+            connection.execute("COMMIT")
+            start += size
+        spent = Spent(time.monotonic() - began, time.thread_time() - used)
+    for left in target.parent.glob(f"{target.name}*"):
+        left.unlink()
+    return spent
