@@ -19,9 +19,9 @@ import pytest
 from tests.support.installation import HOLDFAST, PROJECT, Installation, installation
 
 # One worker of a parallel run takes all of them, and so needs one installation only.
-pytestmark = pytest.mark.xdist_group("docs-examples")
+pytestmark = [pytest.mark.xdist_group("docs-examples"), pytest.mark.timeout(300)]
 
-WITHIN = 100  # seconds
+WITHIN = 240  # seconds; the longest is a session of a dozen commands
 ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^( *)```(python|sh) run\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
