@@ -117,7 +117,7 @@ class Database:
         """The volume has this size, and a database that was full takes writes again."""
         size = args.volume_size * self._gibibyte
         has = volume.file_system_size(self._place.volume)
-        if has is not None and has < size * 0.9:  # a file system keeps some of a volume for itself
+        if has is not None and has < size * 0.85:  # a file system keeps some of a volume for itself
             raise DatastoreError(
                 "file_system_small",
                 f"the file system at {self._place.volume} has {has} bytes of the volume's {size}: "
