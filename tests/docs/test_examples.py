@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from tests.support.installation import HOLDFAST, PROJECT, Installation, installation
+from tests.support.installation import HOLDFAST, Installation, installation
 
 # One worker of a parallel run takes all of them, and so needs one installation only.
 pytestmark = [pytest.mark.xdist_group("docs-examples"), pytest.mark.timeout(300)]
@@ -65,30 +66,38 @@ def _of(page: Path) -> Iterator[Example]:
         yield Example(page=name, line=session[0][0], language="sh", source="\n".join(part for _, part in session))
 
 
+Run = Future[subprocess.CompletedProcess[str]]
+
+
 @pytest.fixture(scope="module")
-def running() -> Iterator[Installation]:
-    """An installation that serves."""
+def running(request: pytest.FixtureRequest) -> Iterator[tuple[Installation, dict[str, Run]]]:
+    """An installation, and the examples that were chosen, at work on it side by side: they mostly wait."""
+    selected = [getattr(item, "callspec", None) for item in request.session.items]
+    chosen = {
+        spec.params["example"].name: spec.params["example"] for spec in selected if spec and "example" in spec.params
+    }
     with installation() as made:
         made.start()
-        yield made
+        with ThreadPoolExecutor(4) as threads:
+            yield made, {name: threads.submit(_carry_out, example, made) for name, example in chosen.items()}
 
 
-@pytest.mark.parametrize("example", examples(), ids=lambda example: example.name)
-def test_the_example_works_as_shown(example: Example, running: Installation) -> None:
+def _carry_out(example: Example, made: Installation) -> subprocess.CompletedProcess[str]:
     program = {
         "python": [sys.executable, "-W", "error", "-c", example.source],
         "sh": ["bash", "-euo", "pipefail", "-c", example.source],
     }[example.language]
     with tempfile.TemporaryDirectory(prefix="holdfast-docs-") as directory:
-        done = subprocess.run(
+        return subprocess.run(
             program,
             cwd=directory,
             env={
                 "HOME": directory,
                 "LANG": "C.UTF-8",
                 "PATH": f"{HOLDFAST.parent}:{os.environ['PATH']}",
-                "HOLDFAST_STATE": str(running.state),
-                "HOLDFAST_PROJECT": PROJECT,
+                "HOLDFAST_STATE": str(made.state),
+                # Pages use the same names for their instances, so each has a project of its own.
+                "HOLDFAST_PROJECT": re.sub(r"\W", "-", example.page)[-64:],
             },
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -96,8 +105,14 @@ def test_the_example_works_as_shown(example: Example, running: Installation) -> 
             timeout=WITHIN,
             check=False,
         )
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda example: example.name)
+def test_the_example_works_as_shown(example: Example, running: tuple[Installation, dict[str, Run]]) -> None:
+    made, runs = running
+    done = runs[example.name].result()
     said = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    assert done.returncode == 0, f"{example.name} ended with {done.returncode}:\n{said}\n{running.said()}"
+    assert done.returncode == 0, f"{example.name} ended with {done.returncode}:\n{said}\n{made.said()}"
 
 
 def test_there_are_examples() -> None:
