@@ -11,7 +11,19 @@ from aggregates.base import Parked
 from aggregates.effects import ExtendVolume, MigrateServer, PortAbsent, RevertServer, SendCommand, StartDatabase
 from aggregates.instance import Instance
 from tests.aggregates.story import given, names
-from tests.support.given import EXAMPLES, NOON, active, advance, context, fail, pay, requested, settle, started
+from tests.support.given import (
+    EXAMPLES,
+    NOON,
+    active,
+    advance,
+    context,
+    everywhere,
+    fail,
+    pay,
+    requested,
+    settle,
+    started,
+)
 
 BUILD_DATABASE = "build_database build_health"
 RESTART_RESIZED = "resize_flavor_agent resize_flavor_start resize_flavor_health resize_flavor_confirm"
@@ -105,6 +117,38 @@ UNDOES = {
     },
 }
 
+# transition: the effect that is paid when it is taken
+PAID = {
+    "quota_reserved": "SendCommand reserve_quota",
+    "quota_released": "SendCommand release_quota",
+    "port_created": "EnsurePort",
+    "volume_created": "EnsureVolume",
+    "credentials_issued": "EnsureCredentials",
+    "server_created": "EnsureServer",
+    "volume_attached": "EnsureAttachment",
+    "database_prepared": "PrepareDatabase",
+    "database_healthy": "AwaitHealthy",
+    "database_restarted": "RestartDatabase",
+    "database_stopped": "StopDatabase",
+    "database_started": "StartDatabase",
+    "server_rebooted": "RebootServer",
+    "server_resized": "ResizeServer",
+    "server_migrated": "MigrateServer",
+    "server_stopped": "StopServer",
+    "server_started": "StartServer",
+    "server_reverted": "RevertServer",
+    "agent_answered": "AwaitAgent",
+    "flavor_resize_confirmed": "ConfirmServer",
+    "migration_confirmed": "ConfirmServer",
+    "volume_extended": "ExtendVolume",
+    "file_system_grown": "GrowFileSystem",
+    "server_deleted": "ServerAbsent",
+    "port_deleted": "PortAbsent",
+    "volume_deleted": "VolumeAbsent",
+    "credentials_revoked": "CredentialsAbsent",
+}
+# An undone resize gives back what it had asked for by asking for the old again.
+RESERVES_THE_OLD = {"undo_resize_volume_quota", "undo_resize_flavor_quota"}
 ATTEMPT = {"effect": "EnsurePort", "attempt": 1, "code": "timeout", "message": "no answer", "retry_at": NOON}
 
 FAILURES = [(command, state, *undo) for command, states in UNDOES.items() for state, undo in states.items()]
@@ -173,6 +217,16 @@ def test_what_undoes_never_fails_it_parks(state: str) -> None:
             instance = advance(started(command), failing)
             fail(instance)
             assert not advance(instance, state).can("failed")
+
+
+@pytest.mark.parametrize("state", [state for state in everywhere() if Instance.owes_in(state)])
+def test_a_state_owes_what_its_transition_says_was_done(state: str) -> None:
+    owed = everywhere()[state].owes()
+    assert owed is not None
+    name, _, command = PAID[owed.then].partition(" ")
+    assert owed.effect.type_name == name
+    if isinstance(owed.effect, SendCommand):
+        assert owed.effect.command == ("reserve_quota" if state in RESERVES_THE_OLD else command)
 
 
 # --- facts --------------------------------------------------------------------------------------------------------
