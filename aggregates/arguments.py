@@ -22,7 +22,8 @@ RESERVED_USERS = frozenset({"root", "postgres", "holdfast", "default", "mysql", 
 def check_create(command: CreateInstance, catalogue: Catalogue) -> dict[str, Any]:
     """The facts of an acceptable create_instance. Raises `Refusal`."""
     for name in OPTIONAL:
-        if getattr(command, name) is not None and name not in catalogue.honours:
+        # The predecessor's callers set what they do not want to "", [] or {}.
+        if getattr(command, name) not in (None, "", [], {}) and name not in catalogue.honours:
             raise Refusal("unsupported", f"this cloud does not support the argument {name}; leave it out")
     flavor = check_flavor(command.flavor, catalogue)
     datastore, version = check_datastore(command, catalogue)

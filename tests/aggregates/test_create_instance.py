@@ -110,11 +110,17 @@ def test_an_override_is_recorded_as_text(value: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize("argument", OPTIONAL)
-@pytest.mark.parametrize("value", ["anything", [], {}, False], ids=str)
+@pytest.mark.parametrize("value", ["anything", ["one"], {"a": 1}, False], ids=str)
 def test_an_argument_that_the_cloud_does_not_honour_is_refused_by_name(argument: str, value: Any) -> None:
     refused_with = refusal(**{argument: value})
     assert refused_with.code == "unsupported"
     assert argument in refused_with.message
+
+
+@pytest.mark.parametrize("argument", OPTIONAL)
+@pytest.mark.parametrize("value", ["", [], {}], ids=repr)
+def test_an_empty_value_asks_for_nothing_as_with_the_predecessor(argument: str, value: Any) -> None:
+    assert create(**{argument: value}).state == "build_quota"
 
 
 def test_every_argument_of_the_command_is_recorded_or_one_that_a_cloud_must_honour() -> None:

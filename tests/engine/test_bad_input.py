@@ -53,7 +53,7 @@ BAD_ARGUMENTS = [
     ({**CREATE, "root_password": "open"}, "secret_in_clear", "root_password"),
     ({**CREATE, "nics": [{"net-id": "1"}]}, "unsupported", "nics"),
     ({**CREATE, "modules": ["m"]}, "unsupported", "modules"),
-    ({**CREATE, "cluster_config": {}}, "unsupported", "cluster_config"),
+    ({**CREATE, "cluster_config": {"id": "1"}}, "unsupported", "cluster_config"),
     ({**CREATE, "overrides": {"data_directory": "/"}}, "invalid_argument", "data_directory"),
 ]
 
