@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 from uuid import UUID
 
 import msgspec
@@ -33,6 +33,10 @@ class Refusal(Exception):  # noqa: N818 - the field's word for a command that is
         super().__init__(message)
         self.code = code
         self.message = message
+
+
+class WrongFactsError(ValueError):
+    """An effect yielded other facts than its event records: recorded, the log could not be read any more."""
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,14 +158,26 @@ class LateOutcome(Event):
 
 
 _BASE_FIELDS = {"originator_id", "originator_version", "timestamp", "state", "operation_id"}
-_facts_of: dict[type, tuple[str, ...]] = {}
+_facts_of: dict[type, dict[str, Any]] = {}
 
 
-def _facts(event: type[Any]) -> tuple[str, ...]:
+def _facts(event: type[Any]) -> dict[str, Any]:
+    """The facts that the event class records, each with its type."""
     known = _facts_of.get(event)
     if known is None:
-        known = _facts_of[event] = tuple(f.name for f in fields(event) if f.name not in _BASE_FIELDS)
+        hints = get_type_hints(event)
+        known = _facts_of[event] = {f.name: hints[f.name] for f in fields(event) if f.name not in _BASE_FIELDS}
     return known
+
+
+def _checked(what: str, facts: dict[str, Any], declared: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts, which must be among those declared and of their types: guests and clouds answer what they like."""
+    if unknown := sorted(facts.keys() - declared.keys()):
+        raise WrongFactsError(f"{what} does not record {', '.join(unknown)}")
+    try:
+        return {name: msgspec.convert(value, declared[name]) for name, value in facts.items()}
+    except msgspec.ValidationError as error:
+        raise WrongFactsError(f"{what} records facts of other types than {sorted(facts)} have: {error}") from None
 
 
 A = TypeVar("A", bound="Lifecycled")
@@ -253,13 +269,19 @@ class Lifecycled(LibraryAggregate):
     def take(self, transition: str, *, at: datetime, **facts: Any) -> None:
         """Take a transition: the chart decides, the event records. The only way the state changes.
 
-        Raises `Refusal` when the chart has no such transition from this state.
+        Raises `Refusal` when the chart has no such transition from this state, `WrongFactsError` when the facts are
+        not those that its event records.
         """
+        event = self.events[transition]
+        declared = _facts(event)
+        if missing := sorted(declared.keys() - facts.keys()):
+            raise WrongFactsError(f"{event.__name__} records {', '.join(missing)} as well")
+        facts = _checked(event.__name__, facts, declared)
         state = decide(self.chart, self.state, transition, subject=self, **facts)
         operation: Operation | None = facts.get("operation", self.operation)
         if operation is None:
             raise Refusal("forbidden_state", f"{transition} belongs to no operation")
-        self.trigger_event(self.events[transition], timestamp=at, state=state, operation_id=operation.id, **facts)
+        self.trigger_event(event, timestamp=at, state=state, operation_id=operation.id, **facts)
 
     def can(self, transition: str) -> bool:
         """Whether the chart declares the transition from this state."""
@@ -267,10 +289,21 @@ class Lifecycled(LibraryAggregate):
         return any(state in sources for state in configuration(self.chart, self.state))
 
     def note(self, event: str, *, at: datetime, **facts: Any) -> None:
-        """Record a fact that leaves the state as it is: AttemptFailed, OperationParked or LateOutcome."""
+        """Record a fact that leaves the state as it is: AttemptFailed, OperationParked or LateOutcome.
+
+        Raises `WrongFactsError` for a late outcome that no paid effect yields.
+        """
         operation = self.operation
         if operation is not None:
+            if "facts" in facts:
+                facts["facts"] = _checked(event, facts["facts"], self._yielded())
             self.trigger_event(self.notes[event], timestamp=at, operation_id=operation.id, **facts)
+
+    @classmethod
+    def _yielded(cls) -> dict[str, Any]:
+        """The facts that paid effects yield, each with its type."""
+        paid = (cls.events[owed.then] for owed in cls.owing.values())
+        return {name: kind for event in paid for name, kind in _facts(event).items()}
 
     def begin(self, transition: str, command: str, context: Context, limit: timedelta, **facts: Any) -> None:
         """Take the transition that begins an operation; refuse it as a conflict while another one runs."""

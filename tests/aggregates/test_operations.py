@@ -5,9 +5,11 @@ The tables follow the design of the operations: order, undo, point of no return.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from aggregates.base import Parked
+from aggregates.base import Parked, WrongFactsError
 from aggregates.effects import ExtendVolume, MigrateServer, PortAbsent, RevertServer, SendCommand, StartDatabase
 from aggregates.instance import Instance
 from tests.aggregates.story import given, names
@@ -373,6 +375,33 @@ def test_a_parked_operation_keeps_state_and_operation_and_says_why() -> None:
     instance = given(instance)
     assert instance.parked == Parked(effect="GrowFileSystem", code="guest_error", message="no space")
     assert (instance.state, instance.operation) == ("resize_volume_grow", operation)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "DatabasePrepared records port as well"),
+        ({"port": "5432"}, "DatabasePrepared records facts of other types"),
+        ({"port": None}, "DatabasePrepared records facts of other types"),
+        ({"port": 5432, "password": "x"}, "DatabasePrepared does not record password"),
+    ],
+    ids=str,
+)
+def test_facts_that_could_not_be_read_again_are_never_recorded(facts: dict[str, Any], words: str) -> None:
+    instance = given(advance(requested(), "build_database"))
+    before = dict(vars(instance))
+    with pytest.raises(WrongFactsError, match=words):
+        instance.take("database_prepared", at=NOON, **facts)
+    assert vars(instance) == before
+
+
+@pytest.mark.parametrize("facts", [{"state": "ACTIVE"}, {"project": "rival"}, {"server_id": 7}], ids=str)
+def test_a_late_outcome_changes_nothing_but_what_effects_yield(facts: dict[str, Any]) -> None:
+    instance = given(started("delete_instance"))
+    before = dict(vars(instance))
+    with pytest.raises(WrongFactsError):
+        instance.note("LateOutcome", at=NOON, effect="EnsureServer", facts=facts)
+    assert vars(instance) == before
 
 
 def test_a_settled_instance_takes_no_notes() -> None:
