@@ -164,6 +164,7 @@ class Database:
 
     def _probe(self) -> None:
         self._next_probe = time.monotonic() + _PROBE_EVERY
+        process.trim(self._place.log)
         if self._answers():
             self._unanswered = 0
             self._enter(GuestStatus.HEALTHY)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -112,3 +113,11 @@ def last_words(log: Path, lines: int = 12, size: int = 4096) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - size))
         return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+
+
+def trim(log: Path, limit: int = 32 << 20) -> None:
+    """Set aside a log that has grown too long, in place of the one before; its process goes on writing to it."""
+    if not log.exists() or log.stat().st_size <= limit:
+        return
+    shutil.copyfile(log, log.with_suffix(".old.log"))
+    os.truncate(log, 0)

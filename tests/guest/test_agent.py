@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from engine.guest.datastores.catalogue import available
+from engine.guest.process import trim
 from engine.messages import GuestState, GuestStatus
 from tests.guest.conftest import NewServer
 from tests.guest.server import PATIENCE, GuestServer
@@ -104,6 +105,29 @@ async def test_on_sigterm_the_agent_ends_well_and_the_database_goes_on(server: G
     assert server.agent.wait(30) == 0, server.log()
     assert database.is_running()
     server.tenant(port).put("color", "blue")
+
+
+async def test_an_agent_told_to_end_in_the_middle_of_a_verb_ends_at_once(new_server: NewServer) -> None:
+    server = new_server(("postgresql", "18"))
+    await server.open()
+    await server.post("prepare", "prepare-1", **server.prepare_args())
+    assert server.agent is not None
+    server.agent.send_signal(signal.SIGTERM)
+    assert server.agent.wait(30) == 0, server.log()
+    server.start_agent()
+    port = await server.prepare("prepare-1")
+    server.tenant(port).put("color", "blue")
+
+
+def test_a_log_that_grows_is_set_aside(tmp_path: Path) -> None:
+    log = tmp_path / "database.log"
+    with log.open("ab") as writer:
+        writer.write(b"old" * 100)
+        writer.flush()
+        trim(log, limit=100)
+        writer.write(b"new")
+    assert log.read_bytes() == b"new"
+    assert (tmp_path / "database.old.log").read_bytes() == b"old" * 100
 
 
 async def test_a_second_agent_on_a_directory_gives_up(server: GuestServer) -> None:

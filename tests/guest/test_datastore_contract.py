@@ -54,6 +54,22 @@ async def test_without_a_root_password_nobody_is_root(guest: GuestServer) -> Non
         assert is_refused(guest.tenant(port, root, password, "shop"))
 
 
+async def test_a_user_comes_only_from_its_host(guest: GuestServer) -> None:
+    arguments = guest.prepare_args()
+    for user, host in zip(arguments["users"], ("127.%", "10.0.0.%", "%"), strict=True):
+        user["host"] = host
+    reply = await guest.ask("prepare", "prepare-1", **arguments)
+
+    if guest.datastore == "redis":
+        assert (reply.state, reply.transient) == (GuestState.FAILED, False)
+        assert "host_unsupported" in str(reply.error)
+        return
+    port = reply.facts["port"]
+    guest.tenant(port).put("color", "blue")
+    assert is_refused(guest.tenant(port, "other", PASSWORD + "2", "s_op"))
+    guest.tenant(port, "loner", PASSWORD + "3", "").memory()
+
+
 async def test_preparing_again_under_another_key_leaves_the_same(guest: GuestServer) -> None:
     port = await guest.prepare("one")
     guest.tenant(port).put("color", "blue")

@@ -154,7 +154,9 @@ def environment() -> dict[str, str]:
 
 
 def check_programs(programs: tuple[Path, ...]) -> None:
-    """Raises `DatastoreError` naming the directory that keeps this user from a program."""
+    """Raises `DatastoreError` naming the directory that keeps this user from a program. Root runs none."""
+    if os.geteuid() == 0:
+        raise DatastoreError("runs_as_root", "databases are not run as root: start the agent with --run-as uid:gid")
     for program in programs:
         if os.access(program, os.X_OK):
             continue
