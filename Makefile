@@ -30,7 +30,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: setup mariadb
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 3 --dist worksteal
 
 demo: setup
 	$(BIN)/holdfast demo

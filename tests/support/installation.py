@@ -96,7 +96,8 @@ class Installation:
         while (left := self.processes()) and time.monotonic() < deadline:
             for process in left:
                 try:
-                    process.kill()
+                    # PostgreSQL's shared memory goes when its main process may end it, and stays when that is killed.
+                    process.send_signal(signal.SIGQUIT if process.name() == "postgres" else signal.SIGKILL)
                 except psutil.NoSuchProcess:
                     continue
             psutil.wait_procs(left, timeout=2)
