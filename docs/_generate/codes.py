@@ -44,6 +44,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Another operation runs, the id is taken, `expected_version` is outdated, or a resource is in another's hands.",
         "Wait until the operation named has ended, or look again and decide anew.",
     ),
+    "connection_ended": (
+        "The broker ended the connection for good: it refuses the credentials that it took before.",
+        "Give it a user that this broker knows, and start the process anew.",
+    ),
     "credentials_unreadable": ("A file with credentials cannot be read.", "Name the right file, or give us the right."),
     "database_error": ("The database failed while it was prepared, in a way that may pass.", "Nothing: it is retried."),
     "database_refused": ("The database refused what it was asked for.", "Change the argument that it names."),
@@ -96,6 +100,7 @@ CODES: dict[str, tuple[str, str]] = {
         "The project's quota has no room. It ends the operation that asked, with nothing made.",
         "Delete something, or ask for a higher quota.",
     ),
+    "runs_as_root": ("Databases are not run as root.", "Start the agent with `--run-as uid:gid`."),
     "secret_in_clear": (
         "A command held a secret in clear; it was not carried out, and the secret counts as known.",
         "Change the secret, hand the new one to `secrets.put`, and send the reference.",
