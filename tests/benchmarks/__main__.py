@@ -11,6 +11,7 @@ import logging
 import pstats
 import sys
 import tempfile
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -54,13 +55,18 @@ def table(figures: Sequence[Figure]) -> Table:
     return shown
 
 
-async def measure(names: Sequence[str], scale: Scale) -> list[Figure]:
-    """Run the benchmarks one after the other."""
+async def measure(names: Sequence[str], scale: Scale) -> tuple[list[Figure], list[str]]:
+    """Run the benchmarks one after the other: the figures, and the names of those that broke."""
     figures: list[Figure] = []
+    broken = []
     for name in names:
         sys.stderr.write(f"measuring {name} ...\n")
-        figures.extend(await BENCHMARKS[name](scale))
-    return figures
+        try:
+            figures.extend(await BENCHMARKS[name](scale))
+        except Exception:  # noqa: BLE001 - what the others measured in many minutes must not be lost with it
+            traceback.print_exc()
+            broken.append(name)
+    return figures, broken
 
 
 def profile(name: str, scale: Scale) -> None:
@@ -87,13 +93,15 @@ def main() -> None:
     if arguments.profile:
         profile(arguments.profile, scale)
         return
-    figures = asyncio.run(measure(arguments.only or list(BENCHMARKS), scale))
+    figures, broken = asyncio.run(measure(arguments.only or list(BENCHMARKS), scale))
     Console(width=None if sys.stdout.isatty() else 180).print(table(figures))
     if arguments.json:
         content = [{**msgspec.to_builtins(each), "ratio": each.ratio} for each in figures]
         arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(content)) + b"\n")
-    if arguments.write_docs:
+    if arguments.write_docs and not broken:
         write_document(figures)
+    if broken:
+        sys.exit(f"broke: {', '.join(broken)}")
 
 
 if __name__ == "__main__":

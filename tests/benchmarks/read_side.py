@@ -66,6 +66,7 @@ async def _beat_round(made: Bed, mode: str, store: Path, models: Path, ids: Sequ
 
 async def _beat(made: Bed, mode: str, store: Path, models: Path, ids: Sequence[UUID], number: int) -> float:
     async with _reading(made, mode, store, models):
+        await made.ask("taken", msgspec.json.encode(0))
         # The first beats of all instances are news, and recorded; what counts is what comes after.
         await _send(made.client, ids, len(ids))
         await made.ask("taken", msgspec.json.encode(len(ids)))

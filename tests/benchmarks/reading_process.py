@@ -99,15 +99,17 @@ async def _taken(message: Msg, listening: list[Client], monitor: HealthMonitor |
     while any(_processed(client) < goal for client in listening):  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(_LOOK)
     moment = time.monotonic()
-    while monitor is not None and not _steady(monitor):  # noqa: ASYNC110 - nothing tells of it
+    while goal and monitor is not None and not _steady(monitor):  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(_LOOK)
     await message.respond(msgspec.json.encode(moment))
 
 
 def _processed(client: Client) -> int:
-    """Beats delivered and no longer waiting."""
-    beats = [s for s in client._subs.values() if s.subject == heartbeat_subject("*")]
-    return sum(s.delivered - s.pending_msgs for s in beats)
+    """Beats delivered and no longer waiting; less than none before it listens."""
+    for subscription in client._subs.values():
+        if subscription.subject == heartbeat_subject("*"):
+            return subscription.delivered - subscription.pending_msgs
+    return -1
 
 
 def _steady(monitor: HealthMonitor) -> bool:
