@@ -15,6 +15,12 @@ OPTIONAL = (
 )  # fmt: skip
 # What all three databases take unquoted in any position, and no more than PostgreSQL's 63 bytes.
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+# Databases that are there already, in one datastore or another.
+RESERVED_DATABASES = frozenset(
+    {"postgres", "template0", "template1", "mysql", "sys", "information_schema", "performance_schema", "holdfast"}
+)
+CHARACTER_SET = re.compile(r"[A-Za-z0-9_.-]{1,63}")
+HOST = re.compile(r"[A-Za-z0-9.:%_/-]{1,255}")
 # Accounts that belong to the datastores or to the guest agent.
 RESERVED_USERS = frozenset({"root", "postgres", "holdfast", "default", "mysql", "mariadb.sys", "os_admin"})
 
@@ -93,20 +99,29 @@ def _check_names(command: CreateInstance, datastore: Datastore) -> None:
         raise Refusal("unsupported", f"{datastore.manager} has no databases to create; leave databases out")
     if command.users and not datastore.has_users:
         raise Refusal("unsupported", f"{datastore.manager} has no users to create; leave users out")
-    databases = [d.name for d in command.databases]
-    users = [u.name for u in command.users]
-    for what, names in (("database", databases), ("user", users)):
-        for name in names:
-            if not IDENTIFIER.fullmatch(name):
-                raise Refusal("invalid_argument", f"{what} name {name[:80]!r}: use letters, digits and _, at most 63")
-        if len(set(names)) < len(names):
-            raise Refusal("invalid_argument", f"a {what} is named twice")
+    databases = [database.name for database in command.databases]
+    _check_identifiers("database", databases, RESERVED_DATABASES)
+    _check_identifiers("user", [user.name for user in command.users], RESERVED_USERS)
+    for database in command.databases:
+        for what, value in (("character_set", database.character_set), ("collate", database.collate)):
+            if value is not None and not CHARACTER_SET.fullmatch(value):
+                raise Refusal("invalid_argument", f"{what} {value[:80]!r} of database {database.name} is no such name")
     for user in command.users:
-        if user.name.lower() in RESERVED_USERS:
-            raise Refusal("invalid_argument", f"user name {user.name} is reserved")
+        if not HOST.fullmatch(user.host):
+            raise Refusal("invalid_argument", f"host {user.host[:80]!r} of user {user.name} is no address or pattern")
         missing = sorted(set(user.databases) - set(databases))
         if missing:
             raise Refusal("invalid_argument", f"user {user.name} wants databases that are not made: {missing}")
+
+
+def _check_identifiers(what: str, names: list[str], reserved: frozenset[str]) -> None:
+    for name in names:
+        if not IDENTIFIER.fullmatch(name):
+            raise Refusal("invalid_argument", f"{what} name {name[:80]!r}: use letters, digits and _, at most 63")
+        if name.lower() in reserved:
+            raise Refusal("invalid_argument", f"{what} name {name} is reserved")
+    if len(set(names)) < len(names):
+        raise Refusal("invalid_argument", f"a {what} is named twice")
 
 
 def _one_of(argument: str, value: str | None, allowed: tuple[str, ...]) -> None:

@@ -117,16 +117,24 @@ class InstanceLifecycle(StateChart[Any]):
     stop_requested = ACTIVE.to(STOP.stop_database)
     start_requested = SHUTOFF.to(START.start_server)
     deletion_requested = (
-        ACTIVE.to(SHUTDOWN)
-        | BUILD.to(SHUTDOWN)
-        | REBOOT.to(SHUTDOWN)
-        | RESIZE.to(SHUTDOWN)
-        | MIGRATE.to(SHUTDOWN)
-        | STOP.to(SHUTDOWN)
-        | START.to(SHUTDOWN)
-        | SHUTOFF.to(SHUTDOWN)
-        | ERROR.to(SHUTDOWN)
-        | FAILED.to(SHUTDOWN)
+        ACTIVE.to(SHUTDOWN.delete_database, cond="has_server")
+        | ACTIVE.to(SHUTDOWN.delete_server)
+        | BUILD.to(SHUTDOWN.delete_database, cond="has_server")
+        | BUILD.to(SHUTDOWN.delete_server)
+        | REBOOT.to(SHUTDOWN.delete_database, cond="has_server")
+        | REBOOT.to(SHUTDOWN.delete_server)
+        | RESIZE.to(SHUTDOWN.delete_database, cond="has_server")
+        | RESIZE.to(SHUTDOWN.delete_server)
+        | MIGRATE.to(SHUTDOWN.delete_database, cond="has_server")
+        | MIGRATE.to(SHUTDOWN.delete_server)
+        | STOP.to(SHUTDOWN.delete_database, cond="has_server")
+        | STOP.to(SHUTDOWN.delete_server)
+        | START.to(SHUTDOWN.delete_database, cond="has_server")
+        | START.to(SHUTDOWN.delete_server)
+        | SHUTOFF.to(SHUTDOWN.delete_server)
+        | ERROR.to(SHUTDOWN.delete_database, cond="has_server")
+        | ERROR.to(SHUTDOWN.delete_server)
+        | FAILED.to(SHUTDOWN.delete_server)
     )
 
     # Effects paid.
@@ -240,3 +248,7 @@ class InstanceLifecycle(StateChart[Any]):
     def keeps_on_failure(self, subject: Any) -> bool:
         """The publisher asked to keep what was made, to look at it."""
         return bool(subject.keep_on_failure)
+
+    def has_server(self, subject: Any) -> bool:
+        """There is a guest that can be asked to stop its database."""
+        return subject.server_id is not None

@@ -365,6 +365,9 @@ async def _ensure_once(js: JetStreamContext, wanted: StreamConfig) -> None:
                 "cannot be changed under its messages; stop the publishers, let the engine decide what lies there, "
                 f"delete the stream {name}, and start the engine again: it makes the stream anew",
             )
+    # More replicas than asked for are the operator's doing, and never taken away.
+    kept = max(found.num_replicas or 1, wanted.num_replicas or 1)
+    wanted = wanted.evolve(num_replicas=kept)
     changed = {f: getattr(wanted, f) for f in _UPDATABLE if getattr(found, f) != getattr(wanted, f)}
     if changed:
         await js.update_stream(found.evolve(**changed))

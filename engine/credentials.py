@@ -49,7 +49,8 @@ class Rights(msgspec.Struct, frozen=True):
     replies: bool = False
 
 
-_PUBLISHES = (f"{PREFIX}.cmd.>", f"{PREFIX}.qry.>")
+# Commands of the kind quota are the engine's own, as what an instance's state owes.
+_PUBLISHES = (f"{PREFIX}.cmd.*.instance.*.*", f"{PREFIX}.qry.>")
 _WATCHES = (f"{PREFIX}.evt.>",)
 _DEAD = DEAD_LETTER_STREAM
 

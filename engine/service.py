@@ -177,6 +177,7 @@ class _Process:
         cloud = LocalCloud(
             self.state.cloud,
             nats_url=self.url(broker),
+            tls_ca=None if broker is not None else self._foreign().tls_ca,
             credentials=SharedCredentials(settings.guest_seed) if broker is None else GuestCredentials(broker),
             datastores=available(),
             run_as=settings.run_as,

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import structlog
 
-from aggregates.base import Event, Failure, Lifecycled, Obligation
+from aggregates.base import Event, Failure, Lifecycled, Obligation, WrongFactsError
 from aggregates.effects import Effect
 from engine.clouds.port import FinalError, PayError, TransientError
 from engine.hot import HotAggregates, Turn
@@ -124,14 +124,22 @@ class Settler:
             outcome = await self._paid(owed)
         async with self._hot.turn(owed.aggregate_id) as turn:
             aggregate = turn.aggregate
-            if aggregate.entered != owed.entered:
-                if isinstance(outcome, dict) and outcome:
-                    aggregate.note("LateOutcome", at=self._now(), effect=owed.effect.type_name, facts=outcome)
-            elif isinstance(outcome, PayError):
-                self._record_failure(aggregate, owed, outcome)
-            elif outcome is not None:
-                aggregate.take(owed.then, at=self._now(), **owed.facts, **outcome)
+            try:
+                self._record(aggregate, owed, outcome)
+            except WrongFactsError as wrong:
+                self._record_failure(aggregate, owed, FinalError("wrong_facts", str(wrong)))
             await self._hot.commit(turn)
+
+    def _record(self, aggregate: Lifecycled, owed: Obligation, outcome: dict[str, Any] | PayError | None) -> None:
+        if outcome is None:
+            return
+        if aggregate.entered != owed.entered:
+            if isinstance(outcome, dict) and outcome:
+                aggregate.note("LateOutcome", at=self._now(), effect=owed.effect.type_name, facts=outcome)
+        elif isinstance(outcome, PayError):
+            self._record_failure(aggregate, owed, outcome)
+        else:
+            aggregate.take(owed.then, at=self._now(), **owed.facts, **outcome)
 
     async def _paid(self, owed: Obligation) -> dict[str, Any] | PayError | None:
         """The facts, or the error; None when the state changed while the effect only waited."""

@@ -138,4 +138,8 @@ CODES: dict[str, tuple[str, str]] = {
     "vault_key_missing": ("The vault's key is gone, and secrets are there.", "Restore it, or put the secrets again."),
     "version_missing": ("The machine has another version of the datastore.", "Install the one, or ask for the other."),
     "version_unknown": ("The datastore's program does not tell its version.", "Install it anew."),
+    "wrong_facts": (
+        "A cloud or a guest answered with other facts than the event records; nothing of it was recorded.",
+        "The operation takes its way back. Report it with the message: it is a defect of that cloud or agent.",
+    ),
 }

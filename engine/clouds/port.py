@@ -19,6 +19,8 @@ class PayError(Exception):
     """An effect could not be paid. `code` is stable; `message` is the cause's own words."""
 
     def __init__(self, code: str, message: str) -> None:
+        # What others say may hold bytes that are no text; an event must be able to keep it.
+        message = message.encode(errors="replace").decode()
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message

@@ -114,12 +114,19 @@ def test_a_deletion_that_runs_is_no_second_one(state: str) -> None:
     assert "delete_instance" in refusal.message
 
 
+@pytest.mark.parametrize("state", ["build_quota", "build_server", "FAILED", "SHUTOFF"])
+def test_a_deletion_asks_no_guest_where_none_can_answer(state: str) -> None:
+    instance = in_state(state)
+    instance.execute(DeleteInstance(), context())
+    assert instance.state == "delete_server"
+
+
 def test_a_deletion_owes_the_absence_of_what_was_made_meanwhile() -> None:
     instance = advance(requested(), "build_server")
     instance.execute(DeleteInstance(), context())
     instance.note("LateOutcome", at=NOON, effect="EnsureServer", facts={"server_id": "server-9", "host": "host-1"})
     instance = given(instance)
-    assert instance.state == "delete_database"
+    assert instance.state == "delete_server"
     effect = instance.owing["delete_server"].effect(instance)
     assert effect == ServerAbsent(instance_id=instance.id, name=instance.resource_name, server_id="server-9")
 

@@ -159,6 +159,9 @@ def test_every_argument_of_the_command_is_recorded_or_one_that_a_cloud_must_hono
             {"users": (User(name="a", password_ref="r", databases=("b",)),)},
             "user a wants databases that are not made: ['b']",
         ),
+        ("invalid_argument", {"databases": (Database(name="Postgres"),)}, "Postgres is reserved"),
+        ("invalid_argument", {"databases": (Database(name="a", collate="C'; --"),)}, "is no such name"),
+        ("invalid_argument", {"users": (User(name="a", password_ref="r", host="x y"),)}, "no address or pattern"),
         ("unsupported", {"datastore": "redis", "databases": (Database(name="a"),)}, "redis has no databases"),
     ],
 )

@@ -47,9 +47,10 @@ def launch_agent(config: Path, run_as: tuple[int, int] | None) -> Sequence[str]:
 class LocalCloud:
     """The cloud in `directory`. Several processes may use one directory: their calls take turns by locks in it.
 
-    `nats_url` is what agents are told; `run_as` the user and group of guests, under root nobody's by default; `grace`
-    how long processes have to end. `mount`: volumes get file systems of their own where these can be mounted and grown
-    (auto), or must be mountable (always), or do not (never) and guest agents alone keep them within their size.
+    `nats_url` and `tls_ca` are what agents are told; `run_as` the user and group of guests, under root nobody's by
+    default; `grace` how long processes have to end. `mount`: volumes get file systems of their own where these can be
+    mounted and grown (auto), or must be mountable (always), or do not (never) and guest agents alone keep them within
+    their size.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class LocalCloud:
         directory: Path,
         *,
         nats_url: str | Callable[[], str],
+        tls_ca: Path | None = None,
         credentials: GuestCredentials,
         datastores: tuple[Datastore, ...],
         hosts: tuple[str, ...] = ("host-1", "host-2", "host-3"),
@@ -85,6 +87,7 @@ class LocalCloud:
             volumes=self._volumes,
             owner=self._run_as,
             nats_url=(lambda: nats_url) if isinstance(nats_url, str) else nats_url,
+            tls_ca=tls_ca,
             launcher=launcher,
             grace=grace,
         )

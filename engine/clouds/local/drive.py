@@ -70,7 +70,7 @@ class Drive:
         """Record the agent's process."""
         records.write(self.directory / "process.json", process)
 
-    def tell(self, server: Server, volume: Path, nats_url: str) -> None:
+    def tell(self, server: Server, volume: Path, nats_url: str, tls_ca: Path | None = None) -> None:
         """Write the config drive."""
         config = AgentConfig(
             instance_id=server.instance_id,
@@ -81,5 +81,6 @@ class Drive:
             address=server.address,
             volume=volume,
             directory=self.directory / "agent",
+            tls_ca=tls_ca,
         )
         records.write_bytes(self.config, encode(config), mode=0o600)

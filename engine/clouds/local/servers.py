@@ -42,6 +42,7 @@ class Servers:
         volumes: Volumes,
         owner: tuple[int, int] | None,
         nats_url: Callable[[], str],
+        tls_ca: Path | None,
         launcher: Launcher,
         grace: float,
     ) -> None:
@@ -52,6 +53,7 @@ class Servers:
         self._volumes = volumes
         self._owner = owner
         self._nats_url = nats_url
+        self._tls_ca = tls_ca
         self._launcher = launcher
         self._grace = grace
 
@@ -249,7 +251,7 @@ class Servers:
             processes.kill(stray)
         self._volumes.bring_up(self._volumes.get(volume_id), lock)
         nats_url = self._nats_url()
-        drive.tell(server, self._volumes.file_system(volume_id), nats_url)
+        drive.tell(server, self._volumes.file_system(volume_id), nats_url, self._tls_ca)
         pid, created = processes.spawn(self._launcher(drive.config, self._owner), server.id, drive.log)
         drive.write_process(Process(pid=pid, created=created, nats_url=nats_url))
 
