@@ -181,6 +181,8 @@ class Database:
 
     def watch_volume(self, use: volume.Use) -> None:
         """Make the database read-only when full, writable when there is room again."""
+        if use.limit != self._desired.now.volume:
+            return  # measured before the volume grew: it says nothing any more
         before, self.use = self.use, use
         if use.warning and not (before and before.warning):
             _log.warning("volume_nearly_full", used=use.used, size=use.size)

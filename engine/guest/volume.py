@@ -19,10 +19,11 @@ _RESERVE = 32 << 20
 
 
 class Use(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes used and allowed."""
+    """Bytes used and allowed. `limit` is the volume's nominal size when it was measured."""
 
     used: int
     size: int
+    limit: int
 
     @property
     def warning(self) -> bool:
@@ -39,8 +40,8 @@ def measure(volume: Path, size: int) -> Use:
     if volume.is_mount():
         told = os.statvfs(volume)
         used = (told.f_blocks - told.f_bfree) * told.f_frsize
-        return Use(used=used, size=min(size, used + told.f_bavail * told.f_frsize - _RESERVE))
-    return Use(used=_sum(str(volume)), size=size)
+        return Use(used=used, size=min(size, used + told.f_bavail * told.f_frsize - _RESERVE), limit=size)
+    return Use(used=_sum(str(volume)), size=size, limit=size)
 
 
 def file_system_size(volume: Path) -> int | None:

@@ -68,4 +68,4 @@ def test_the_desired_state_is_what_was_last_changed(tmp_path: Path) -> None:
     ("used", "is_now", "should_be"), [(99, False, False), (100, False, True), (99, True, True), (97, True, False)]
 )
 def test_a_full_volume_needs_some_room_to_be_writable_again(used: int, is_now: bool, should_be: bool) -> None:
-    assert Use(used=used, size=100).should_be_read_only(is_now) is should_be
+    assert Use(used=used, size=100, limit=100).should_be_read_only(is_now) is should_be
