@@ -16,6 +16,7 @@ from nats.aio.msg import Msg
 from aggregates.record import CommandRejected
 from engine.broker import BrokerSettings, connect
 from engine.intake import receive, redacted
+from engine.messages import content_hash, message_id
 from tests.engine.conftest import Engine
 from tests.support.publisher import CREATE, Publisher
 
@@ -46,6 +47,7 @@ BAD_ARGUMENTS = [
     ({**CREATE, "datastore": "oracle"}, "invalid_argument", "oracle"),
     ({**CREATE, "datastore_version": "7"}, "invalid_argument", "datastore_version"),
     ({**CREATE, "surprise": 1}, "invalid_argument", "surprise"),
+    ({**CREATE, "instance_id": "0b8e6c1c-0000-4000-8000-000000000000"}, "invalid_argument", "instance_id"),
     ({"name": "x"}, "invalid_argument", "flavor"),
     ({**CREATE, "databases": [{"name": "a b"}]}, "invalid_argument", "a b"),
     ({**CREATE, "users": [{"name": "root", "password_ref": "vault:1"}]}, "invalid_argument", "reserved"),
@@ -79,6 +81,8 @@ BAD_MESSAGES = [
     ("create_instance", "instance", None, b"[" * 5000, "malformed"),
     ("create_instance", "instance", None, b'{"command_id": "no uuid", "args": {}}', "malformed"),
     ("create_instance", "instance", None, envelope(CREATE, extra=1), "malformed"),
+    ("create_instance", "instance", None, envelope(CREATE, project="other"), "malformed"),
+    ("create_instance", "instance", None, envelope(CREATE, command="delete_instance"), "malformed"),
     ("create_instance", "instance", None, envelope(CREATE, issued_at="2026-01-01T00:00:00"), "malformed"),
     ("create_instance", "instance", "no-uuid", envelope(CREATE), "malformed"),
     ("create_instance", "instance", "15EAE079-3F16-4E2E-B0B9-632F75E3B57F", envelope(CREATE), "malformed"),
@@ -145,6 +149,23 @@ async def test_a_repeated_command_gets_its_first_answer(engine: Engine, publishe
     instance = await engine.settled(instance_id)
     assert instance.status == "ACTIVE"
     assert len([e for e in await engine.store.events_of(instance_id) if type(e).__name__ == "InstanceRequested"]) == 1
+
+
+async def test_a_repeat_within_the_brokers_window_is_stored_once(engine: Engine, publisher: Publisher) -> None:
+    instance_id, body = uuid4(), envelope(CREATE)
+    subject = f"holdfast.v1.cmd.acme.instance.{instance_id}.create_instance"
+    headers = {"Nats-Msg-Id": message_id("acme", json.loads(body)["command_id"], body)}
+    stream = publisher.client.jetstream()
+    first = await stream.publish(subject, body, headers=headers)
+    again = await stream.publish(subject, body, headers=headers)
+    assert (first.duplicate, again.duplicate) == (None, True)
+    assert again.seq == first.seq
+    changed = envelope(CREATE, command_id=json.loads(body)["command_id"], actor="mallory")
+    other = {"Nats-Msg-Id": message_id("acme", json.loads(body)["command_id"], changed)}
+    assert (await stream.publish(subject, changed, headers=other)).duplicate is None
+    record = await engine.store.decision("acme", json.loads(body)["command_id"])
+    assert record is None or record.content == content_hash(body)
+    assert (await engine.settled(instance_id)).status == "ACTIVE"
 
 
 async def test_the_same_command_twice_in_one_batch_is_decided_once(engine: Engine, publisher: Publisher) -> None:
