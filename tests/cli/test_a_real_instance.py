@@ -7,8 +7,8 @@ import os
 import subprocess
 
 from engine.client import Context, TaskManager
-from engine.client_connection import Connection
-from engine.client_sync import SyncTaskManager
+from engine.client.connection import Connection
+from engine.client.sync import SyncTaskManager
 from engine.state import StateDirectory
 from tests.support.installation import HOLDFAST, PROJECT, Installation, installation
 

@@ -27,7 +27,7 @@ from engine.client import (
     load,
     register,
 )
-from engine.client_sync import SyncTaskManager
+from engine.client.sync import SyncTaskManager
 from engine.credentials import inbox_prefix
 from engine.embedded import EmbeddedBroker
 from engine.state import StateDirectory

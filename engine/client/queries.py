@@ -11,8 +11,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from engine.client_connection import Connection
-from engine.client_errors import TimedOut
+from engine.client.connection import Connection
+from engine.client.errors import TimedOut
 from engine.messages import query_subject
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from engine.client_connection import Connection
-from engine.client_errors import ClientError, OperationCancelled, OperationFailed, QueryFailed, Rejected, TimedOut
+from engine.client.connection import Connection
+from engine.client.errors import ClientError, OperationCancelled, OperationFailed, QueryFailed, Rejected, TimedOut
 from engine.messages import PREFIX, Decision, Outcome, query_subject
 
 _ROUND = 5.0  # seconds that one waiting query may take before it is asked again

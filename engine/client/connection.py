@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from nats.js.api import PubAck
 
 from engine.broker import BrokerError, BrokerSettings, connect
-from engine.client_errors import ClientError, InvalidCommand, NotPublished, QueryFailed, TimedOut, Unreachable
+from engine.client.errors import ClientError, InvalidCommand, NotPublished, QueryFailed, TimedOut, Unreachable
 from engine.credentials import inbox_prefix
 from engine.state import StateDirectory
 

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from engine.client_errors import InvalidCommand
+from engine.client.errors import InvalidCommand
 
 
 class SecretRef(msgspec.Struct, frozen=True):

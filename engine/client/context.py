@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from engine.client_errors import InvalidCommand
+from engine.client.errors import InvalidCommand
 from engine.messages import PROJECT_PATTERN
 
 _PROJECT_NAMES = ("project", "project_id", "tenant", "tenant_id")

@@ -13,10 +13,10 @@ from uuid import UUID, uuid4
 import msgspec
 
 from engine.broker import BrokerSettings
-from engine.client_arguments import SecretRef, databases, flavor_reference, identifier, present, users
-from engine.client_connection import DEFAULT_URL, Connection
-from engine.client_context import Context, context_from
-from engine.client_errors import (
+from engine.client.arguments import SecretRef, databases, flavor_reference, identifier, present, users
+from engine.client.connection import DEFAULT_URL, Connection
+from engine.client.context import Context, context_from
+from engine.client.errors import (
     ClientError,
     InvalidCommand,
     NotPublished,
@@ -27,8 +27,8 @@ from engine.client_errors import (
     TimedOut,
     Unreachable,
 )
-from engine.client_operation import Operation, Progress, Result
-from engine.client_queries import Queries
+from engine.client.operation import Operation, Progress, Result
+from engine.client.queries import Queries
 from engine.messages import MAX_BODY, MSG_ID, REPLY_TO, CommandEnvelope, CommandSubject, message_id, query_subject
 
 __all__ = [
