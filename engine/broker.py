@@ -8,8 +8,10 @@ made anew: readers compare when it was created; nor can it make a foreign broker
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import random
+import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -19,6 +21,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import nats.errors
+import nkeys  # type: ignore[import-untyped]
 import structlog
 from nats.aio.client import Client, Server
 from nats.js import JetStreamContext
@@ -68,8 +71,9 @@ class BrokerError(Exception):
 class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the broker is and who we are: an NKey seed, a JWT credentials file, or a user with a password, in files.
 
-    `url` may name several servers, separated by commas. Secrets are read from files at every connect: they stand
-    neither here nor on a command line, and can be replaced while the engine runs.
+    `url` may name several servers, separated by commas. Secrets are read from files: they stand neither here nor on a
+    command line. Credentials and passwords are read at every connect, so they can be replaced while the engine runs;
+    a seed, which is replaced together with its user, and the files of TLS are read once.
     """
 
     url: str = "nats://127.0.0.1:4222"
@@ -95,7 +99,7 @@ async def connect(
     `on_closed` is called when the connection has ended for good: closed by us, or by an error of the protocol that
     the broker sent. Such a client does not come back; make a new one.
     """
-    client = _Client()
+    client = _Client(has_certificate=settings.tls_cert is not None)
     watch = _Watch(client, name, shown(settings.url), on_closed)
     options = _credentials(settings)
     if inbox_prefix is not None:
@@ -119,9 +123,11 @@ async def connect(
                 **options,
             )
     except TimeoutError:
+        watch.given_up = True
         await client.close()
         raise watch.unreachable(timeout) from None
     except BaseException:
+        watch.given_up = True
         await client.close()
         raise
     watch.connected = True
@@ -130,6 +136,10 @@ async def connect(
 
 
 class _Client(Client):
+    def __init__(self, *, has_certificate: bool) -> None:
+        super().__init__()
+        self._has_certificate = has_certificate
+
     async def close(self) -> None:
         """The library's own raises when the transport was lost a moment ago, and sends what is pending without end."""
         with contextlib.suppress(OSError):  # a timeout is one
@@ -144,6 +154,26 @@ class _Client(Client):
             raise nats.errors.FlushTimeoutError from None
         await super().flush(timeout)
 
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """The library's own goes on in clear, whatever was asked for, when a server does not insist on TLS."""
+        if initial_connection and self._wants_tls and not info.get("tls_required"):
+            if not info.get("tls_available"):
+                raise nats.errors.SecureConnWantedError
+            info["tls_required"] = True
+        if initial_connection and info.get("tls_verify") and not self._has_certificate:
+            raise _CertificateWantedError  # said here, since a broker's own word often comes too late to be read
+        await super()._process_info(info, initial_connection)
+
+    @property
+    def _wants_tls(self) -> bool:
+        server = self._current_server
+        return "tls" in self.options or (server is not None and server.uri.scheme == "tls")
+
+
+class _CertificateWantedError(nats.errors.Error):
+    def __str__(self) -> str:
+        return "it wants a client certificate"
+
 
 class _Watch:
     """Logs what happens to one connection, each change once, and slows the tries down until the first success."""
@@ -152,6 +182,7 @@ class _Watch:
         self, client: Client, name: str, url: str, on_closed: Callable[[], Awaitable[None]] | None = None
     ) -> None:
         self.connected = False
+        self.given_up = False
         self.url = url
         self._client = client
         self._name = name
@@ -159,6 +190,7 @@ class _Watch:
         self._failures = 0
         self._last = ""
         self._refusal = ""
+        self._distrust = ""
         self._told: Exception | None = None
 
     async def error(self, error: Exception) -> None:
@@ -167,9 +199,11 @@ class _Watch:
         if reason != self._last:
             log.warning("broker_error", connection=self._name, broker=self.url, error=reason)
         self._last = reason
-        if "authorization" in reason.lower():
+        if _refuses(error):
             self._refusal = reason  # kept: a refusing broker may reset the connection before its reason is read
-        if not self.connected:
+        if isinstance(error, (ssl.SSLCertVerificationError, nats.errors.SecureConnWantedError)):
+            self._distrust = reason
+        if not self.connected and not self.given_up:
             self._failures += 1
             await asyncio.sleep(_pause(self._failures))
 
@@ -199,11 +233,23 @@ class _Watch:
                 f"the broker at {self.url} refuses the credentials of {self._name} ({self._refusal}); give it a user "
                 "that this broker knows",
             )
+        if self._distrust:
+            return BrokerError(
+                "broker_untrusted",
+                f"{self._name} does not trust what answers at {self.url} ({self._distrust}); name the file of the CA "
+                "that signed this broker's certificate, or correct the address",
+            )
         return BrokerError(
             "broker_unreachable",
             f"no broker at {self.url} took the connection {self._name} within {timeout:g} s "
             f"({self._last or 'no answer'}); start the broker or correct the address",
         )
+
+
+def _refuses(error: Exception) -> bool:
+    words = str(error).lower()
+    by_alert = isinstance(error, ssl.SSLError) and "alert" in words
+    return by_alert or "authorization" in words or isinstance(error, _CertificateWantedError)
 
 
 def _pause(failures: int) -> float:
@@ -221,9 +267,9 @@ def _next_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, 
 def _credentials(settings: BrokerSettings) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if settings.seed_file is not None:
-        options["nkeys_seed"] = str(_readable(settings.seed_file))
+        options["nkeys_seed_str"] = _seed(settings.seed_file)
     elif settings.creds_file is not None:
-        options["user_credentials"] = str(_readable(settings.creds_file))
+        options |= _jwt(settings.creds_file)
     elif settings.user is not None:
         options["user"] = settings.user
         if settings.password_file is not None:
@@ -234,11 +280,57 @@ def _credentials(settings: BrokerSettings) -> dict[str, Any]:
     return options
 
 
+def _seed(path: Path) -> str:
+    seed = _readable(path).read_bytes().strip()
+    try:
+        nkeys.from_seed(bytearray(seed)).wipe()
+    except (nkeys.NkeysError, ValueError):
+        raise _wrong(path, "an NKey seed") from None
+    return seed.decode()
+
+
+def _jwt(path: Path) -> dict[str, Any]:
+    """The library's own reader of credentials never ends on a file without them, and takes no CRLF."""
+
+    def parts() -> tuple[bytearray, bytearray]:
+        found = re.findall(rb"---\s+([\w.=-]+)\s+---", path.read_bytes())
+        if len(found) != 2:  # noqa: PLR2004 - the JWT and the seed
+            raise nats.errors.InvalidUserCredentialsError
+        return bytearray(found[0]), bytearray(found[1])
+
+    def sign(nonce: str) -> bytes:
+        try:
+            return base64.b64encode(nkeys.from_seed(parts()[1]).sign(nonce.encode()))
+        except (nkeys.NkeysError, ValueError):
+            raise nats.errors.InvalidUserCredentialsError from None
+
+    _readable(path)
+    try:
+        sign("")
+    except nats.errors.InvalidUserCredentialsError:
+        raise _wrong(path, "a JWT and its seed, as a file of credentials does") from None
+    return {"user_jwt_cb": lambda: parts()[0], "signature_cb": sign}
+
+
 def _tls(settings: BrokerSettings) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=settings.tls_ca and _readable(settings.tls_ca))
-    if settings.tls_cert is not None:
-        context.load_cert_chain(_readable(settings.tls_cert), settings.tls_key and _readable(settings.tls_key))
+    ca, cert, key = settings.tls_ca, settings.tls_cert, settings.tls_key
+    for path in (ca, cert, key):
+        if path is not None:
+            _readable(path)
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except ssl.SSLError:
+        raise _wrong(ca, "a certificate of a CA") from None
+    if cert is not None:
+        try:
+            context.load_cert_chain(cert, key, password="")  # else a terminal is asked for one
+        except ssl.SSLError as e:
+            raise _wrong(key or cert, f"the key of the certificate in {cert}, without a passphrase ({e.reason})") from e
     return context
+
+
+def _wrong(path: Path | None, wanted: str) -> BrokerError:
+    return BrokerError("credentials_unreadable", f"{path} does not hold {wanted}; name the right file")
 
 
 def _readable(path: Path) -> Path:

@@ -156,12 +156,8 @@ class _Process:
             await ended.wait()
             raise BrokerError("connection_ended", f"the broker has ended the connection of the {user} for good")
 
-        if broker is None:
-            client = await connect(self._foreign(), name=user, on_closed=on_closed)
-        else:
-            client = await connect(
-                broker.settings(user), name=user, inbox_prefix=inbox_prefix(user), on_closed=on_closed
-            )
+        settings = self._foreign() if broker is None else broker.settings(user)
+        client = await connect(settings, name=user, inbox_prefix=inbox_prefix(user), on_closed=on_closed)
         self._stack.push_async_callback(client.close)
         self.add(f"{user}_connection", watch())
         return client

@@ -32,6 +32,10 @@ CODES: dict[str, tuple[str, str]] = {
     "broker_unauthorised": ("The broker refuses our credentials.", "Give it a user that this broker knows."),
     "broker_unavailable": ("A command of the engine's own could not be sent.", "Nothing: it is tried again."),
     "broker_unkillable": ("The embedded broker does not end, not even killed.", "Look at its disk."),
+    "broker_untrusted": (
+        "What answers as the broker is not trusted: its certificate is by a CA unknown to us, or it offers no TLS.",
+        "Name the file of the CA that signed its certificate, or correct the address.",
+    ),
     "broker_unreachable": ("No broker took the connection in time.", "Start the broker, or correct the address."),
     "cancelled": ("The operation was cancelled, by a deletion.", "Look at the operation's `cancelled_by`."),
     "cannot_apply": (

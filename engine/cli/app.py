@@ -89,6 +89,9 @@ def holdfast(
     ] = None,
     seed: Annotated[Path | None, typer.Option(help="File with the NKey seed for that broker.")] = None,
     creds: Annotated[Path | None, typer.Option(help="File with the JWT credentials for that broker.")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="File with the CA of that broker's certificate.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="File with our own certificate for that broker.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="File with the key of our certificate.")] = None,
     project: Annotated[str, typer.Option(help="Project to act in.", envvar="HOLDFAST_PROJECT")] = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")] = False,
     timeout: Annotated[
@@ -99,15 +102,14 @@ def holdfast(
 
     Instances are named by name or id. Global options may also stand after the command.
     """
-    given = {"state": state, "nats": nats, "seed": seed, "creds": creds}
+    files = {"seed": seed, "creds": creds, "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
+    given = {"state": state, "nats": nats, **files}
     # The processes have these options of their own; given here, they hold there.
     context.default_map = {
         name: {key: str(value) for key, value in given.items() if value is not None}
         for name in ("up", "worker", "projector", "rebuild")
     }
-    context.obj = Settings(
-        state=state, nats=nats, seed=seed, creds=creds, project=_project(project), as_json=as_json, timeout=timeout
-    )
+    context.obj = Settings(state=state, nats=nats, **files, project=_project(project), as_json=as_json, timeout=timeout)
 
 
 def _project(name: str) -> str:

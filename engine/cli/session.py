@@ -38,6 +38,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     nats: str | None = None
     seed: Path | None = None
     creds: Path | None = None
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     project: str = "default"
     as_json: bool = False
     timeout: float | None = None
@@ -121,12 +124,22 @@ async def opened(settings: Settings, output: Output, timeout: float = _CONNECT) 
 
 
 def _connection(settings: Settings, timeout: float) -> Connection:
+    files = (settings.seed, settings.creds, settings.tls_ca, settings.tls_cert, settings.tls_key)
     if settings.nats is None:
-        if settings.seed is not None or settings.creds is not None:
-            raise CliError(Exit.USAGE, "invalid_argument", "--seed and --creds belong to a broker; name it by --nats")
+        if any(each is not None for each in files):
+            raise CliError(
+                Exit.USAGE, "invalid_argument", "--seed, --creds and --tls-* belong to a broker; name it by --nats"
+            )
         return Connection.local(StateDirectory(settings.state or default_directory()), timeout=timeout)
     user = settings.seed.stem if settings.seed is not None else None
-    broker = BrokerSettings(url=settings.nats, seed_file=settings.seed, creds_file=settings.creds)
+    broker = BrokerSettings(
+        url=settings.nats,
+        seed_file=settings.seed,
+        creds_file=settings.creds,
+        tls_ca=settings.tls_ca,
+        tls_cert=settings.tls_cert,
+        tls_key=settings.tls_key,
+    )
     # Seeds of an embedded broker bear their user's name, and each user is answered in a place of its own.
     return Connection(broker, inbox_prefix=inbox_prefix(user) if user in USERS else None, timeout=timeout)
 

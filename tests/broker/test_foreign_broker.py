@@ -50,8 +50,8 @@ def client_certificate(directory: Path) -> Kind:
         tls_block(authority.issue("server"), authority.ca),
         {"tls_ca": authority.ca, "tls_cert": client.cert, "tls_key": client.key},
         {"tls_ca": authority.ca},
-        "broker_unreachable",
-        "certificate",
+        "broker_unauthorised",
+        "wants a client certificate",
         "tls",
     )
 
@@ -160,3 +160,74 @@ async def test_whoever_it_does_not_know_hears_why(made: Callable[[Path], Kind], 
 
         assert (refused.value.code, kind.reason in refused.value.message) == (kind.code, True), refused.value
         assert "secret" not in refused.value.message
+
+
+async def test_a_certificate_of_another_authority_is_refused(tmp_path: Path) -> None:
+    kind, other = client_certificate(tmp_path), Authority(tmp_path, "another").issue("strange")
+    strange = kind.ours | {"tls_cert": other.cert, "tls_key": other.key}
+    with running_broker(tmp_path / "broker", kind.config) as broker:
+        with pytest.raises(BrokerError) as refused:
+            await connect(settings(broker, kind, strange), name="strange", timeout=1)
+
+        assert refused.value.code in {"broker_unauthorised", "broker_unreachable"}  # it may hang up before it is heard
+
+
+async def test_a_broker_that_leaves_tls_to_its_clients_is_spoken_to_in_tls(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    config = tls_block(authority.issue("server"), more="allow_non_tls: true\ndebug: true")
+    with running_broker(tmp_path / "broker", config) as broker:
+        client = await connect(BrokerSettings(url=broker.url, tls_ca=authority.ca), name="ours")
+        try:
+            assert "TLS handshake complete" in (tmp_path / "broker" / "log").read_text()
+        finally:
+            await client.close()
+
+
+@pytest.mark.parametrize("scheme", ["tls", "nats"])
+async def test_a_broker_without_tls_is_told_nothing_when_tls_is_wanted(scheme: str, tmp_path: Path) -> None:
+    ours: dict[str, Any] = {} if scheme == "tls" else {"tls_ca": Authority(tmp_path).ca}
+    with running_broker(tmp_path / "broker") as broker:
+        with pytest.raises(BrokerError) as refused:
+            await connect(BrokerSettings(url=f"{scheme}://127.0.0.1:{broker.port}", **ours), name="ours", timeout=1)
+
+        assert refused.value.code == "broker_untrusted"
+        assert "secure connection not available" in refused.value.message
+
+
+async def test_credentials_replaced_while_connected_are_used_at_the_next_connect(tmp_path: Path) -> None:
+    operator, other = Operator(), Operator()
+    file = operator.credentials(tmp_path / "ours.creds")
+    directory = tmp_path / "broker"
+    with running_broker(directory, operator.config) as broker:
+        client = await connect(BrokerSettings(url=broker.url, creds_file=file), name="ours")
+        try:
+            await asyncio.to_thread(broker.stop)
+            file.write_text("")  # as a writer that is interrupted leaves it
+            broker.configure(other.config)
+            await asyncio.to_thread(broker.start)
+            other.credentials(file)
+            await ensure_streams(client.jetstream())
+            await publish(client)
+        finally:
+            await client.close()
+
+
+@pytest.mark.parametrize(
+    ("field", "wanted"),
+    [("seed_file", "an NKey seed"), ("creds_file", "a JWT and its seed"), ("tls_ca", "a certificate of a CA")],
+)
+async def test_a_file_that_holds_something_else_is_said_at_once(field: str, wanted: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("something else\n")
+
+    with pytest.raises(BrokerError, match=f"{file} does not hold {wanted}") as wrong:
+        await connect(msgspec.structs.replace(BrokerSettings(), **{field: file}), name="x")
+
+    assert wrong.value.code == "credentials_unreadable"
+
+
+async def test_a_key_with_a_passphrase_is_said_at_once(tmp_path: Path) -> None:
+    locked = Authority(tmp_path).issue("client", passphrase="open sesame")
+
+    with pytest.raises(BrokerError, match=f"{locked.key} does not hold .* without a passphrase"):
+        await connect(BrokerSettings(tls_cert=locked.cert, tls_key=locked.key), name="x")

@@ -27,6 +27,10 @@ class Broker:
         """Where it listens."""
         return f"nats://127.0.0.1:{self.port}"
 
+    def configure(self, settings: str) -> None:
+        """Other settings, from the next start on."""
+        self._settings = settings
+
     def start(self) -> None:
         """Start it, again on the port it had."""
         ports = self.directory / "ports"

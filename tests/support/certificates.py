@@ -55,9 +55,7 @@ class Authority:
         lock: serialization.KeySerializationEncryption = serialization.NoEncryption()
         if passphrase:
             lock = serialization.BestAvailableEncryption(passphrase.encode())
-        issued.key.write_bytes(
-            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock)
-        )
+        issued.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock))
         return issued
 
 
