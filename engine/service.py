@@ -170,10 +170,11 @@ class _Process:
         await ensure_streams(client.jetstream())
         await require_durable(client.jetstream(), embedded=broker is not None, declared=settings.durable_broker)
         vault = Vault(self.state.vault)
+        ca = None if broker is not None else self._foreign().tls_ca
         cloud = LocalCloud(
             self.state.cloud,
             nats_url=self.url(broker),
-            tls_ca=None if broker is not None else self._foreign().tls_ca,
+            tls_ca=ca and ca.absolute(),  # agents run in a directory of their own
             credentials=SharedCredentials(settings.guest_seed) if broker is None else GuestCredentials(broker),
             datastores=available(),
             run_as=settings.run_as,

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,12 @@ class Installation:
 
     # --- processes ------------------------------------------------------------------------------------------------
 
-    def start(self, within: float = 90) -> None:
-        """Start it and wait until it serves."""
+    def start(self, within: float = 90, *, arguments: Sequence[str] = (), directory: Path | None = None) -> None:
+        """Start it, with more arguments and in the directory if given, and wait until it serves."""
+        command = [HOLDFAST, "up", "--state", self.state, "--port", "0", *arguments]
         offset = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [HOLDFAST, "up", "--state", self.state, "--port", "0"], stdout=log, stderr=log, start_new_session=True
-            )
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=directory)
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:
             said = self.log.read_bytes()[offset:].decode(errors="replace")
