@@ -41,7 +41,7 @@ class Installation:
 
     def start(self, within: float = 90, *, arguments: Sequence[str] = (), directory: Path | None = None) -> None:
         """Start it, with more arguments and in the directory if given, and wait until it serves."""
-        command = [HOLDFAST, "up", "--state", self.state, "--port", "0", *arguments]
+        command = [str(HOLDFAST), "up", "--state", str(self.state), "--port", "0", *arguments]
         offset = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=directory)
