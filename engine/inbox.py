@@ -42,7 +42,7 @@ from engine.store import Conflict, EventStore
 log = structlog.get_logger(__name__)
 
 BATCH = 256
-IDLE = 15.0  # seconds that one fetch waits for the first message
+IDLE = 2.0  # seconds that one fetch waits for the first message; a consumer lost with its broker is missed then
 PURGE_EVERY = 30.0
 GRACE = 600.0  # seconds that decided messages stay in the stream, for people who look
 

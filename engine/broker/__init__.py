@@ -1,0 +1,32 @@
+"""The broker as the engine uses it: connections and streams. What is public of both stands here."""
+
+from engine.broker.connection import BrokerError, BrokerSettings, connect, shown
+from engine.broker.streams import (
+    COMMAND_STREAM,
+    DEAD_LETTER_STREAM,
+    DEDUPLICATION,
+    EVENT_STREAM,
+    MAX_MESSAGE,
+    MIB,
+    STORED_COMMANDS,
+    ensure_streams,
+    partition_of,
+    require_durable,
+)
+
+__all__ = [
+    "COMMAND_STREAM",
+    "DEAD_LETTER_STREAM",
+    "DEDUPLICATION",
+    "EVENT_STREAM",
+    "MAX_MESSAGE",
+    "MIB",
+    "STORED_COMMANDS",
+    "BrokerError",
+    "BrokerSettings",
+    "connect",
+    "ensure_streams",
+    "partition_of",
+    "require_durable",
+    "shown",
+]
