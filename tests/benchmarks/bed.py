@@ -48,6 +48,13 @@ class Reached(msgspec.Struct, kw_only=True):
     cpu: float
 
 
+class Publisher(msgspec.Struct, frozen=True):
+    """Only the engine itself may command a quota, and it answers to no inbox of its own: hence two connections."""
+
+    sends: Client
+    hears: Client
+
+
 class Bed:
     """A broker with the engine's streams, and a twin of the command stream that nobody reads."""
 
@@ -61,6 +68,16 @@ class Bed:
     async def connect(self, user: str) -> Client:
         """A connection of its own as one of the broker's users."""
         return await connect(self.broker.settings(user), name=f"bench-{user}", inbox_prefix=inbox_prefix(user))
+
+    @asynccontextmanager
+    async def publisher(self) -> AsyncIterator[Publisher]:
+        """Sends as the engine and hears as a publisher."""
+        engine, listener = await self.connect("worker"), await self.connect("publisher")
+        try:
+            yield Publisher(engine, listener)
+        finally:
+            await listener.close()
+            await engine.close()
 
     async def empty(self) -> None:
         """Drop what lies in the streams, so that a new store finds nothing old."""

@@ -19,7 +19,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from engine.messages import MSG_ID, REPLY_TO, CommandEnvelope, CommandSubject, message_id
-from tests.benchmarks.bed import twin_of
+from tests.benchmarks.bed import Publisher, twin_of
 
 PROJECT = "bench"
 IN_FLIGHT = 256
@@ -95,10 +95,25 @@ async def acknowledged(client: Client, commands: Sequence[Sent], in_flight: int 
     return await _pipelined(commands, in_flight, send)
 
 
-async def decided(client: Client, commands: Sequence[Sent], in_flight: int = IN_FLIGHT) -> float:
+async def decided(publisher: Publisher, commands: Sequence[Sent], in_flight: int = IN_FLIGHT) -> float:
     """Publish with so many in flight; commands per second, from publish to the decision received."""
-    async with Decisions(client) as decisions:
+    async with Decisions(publisher) as decisions:
         return await _pipelined(commands, in_flight, decisions.send)
+
+
+async def decided_as_they_come(publisher: Publisher, commands: Sequence[Sent], in_flight: int = IN_FLIGHT) -> float:
+    """So many publishes in flight, of which none waits for a decision; commands per second until the last decision."""
+    async with Decisions(publisher) as decisions:
+        waiting: list[asyncio.Future[bytes]] = []
+
+        async def publish(each: Sent) -> None:
+            waiting.append(await decisions.publish(each))
+
+        began = time.monotonic()
+        await _pipelined(commands, in_flight, publish)
+        async with asyncio.timeout(120):
+            await asyncio.gather(*waiting)
+        return len(commands) / (time.monotonic() - began)
 
 
 async def _pipelined(commands: Sequence[Sent], in_flight: int, send: Any) -> float:
@@ -116,16 +131,17 @@ async def _pipelined(commands: Sequence[Sent], in_flight: int, send: Any) -> flo
 class Decisions:
     """Publishes commands and hands each its decision, over one subscription."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._stream = client.jetstream()
-        self._inbox = client.new_inbox()
+    def __init__(self, publisher: Publisher) -> None:
+        self._stream = publisher.sends.jetstream()
+        self._hears = publisher.hears
+        self._inbox = publisher.hears.new_inbox()
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
         self._ordinal = count()
         self._subscription: Any = None
 
     async def __aenter__(self) -> Decisions:
-        self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._on_decision)
+        self._subscription = await self._hears.subscribe(f"{self._inbox}.*", cb=self._on_decision)
+        await self._hears.flush()
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -136,10 +152,14 @@ class Decisions:
         if waiting is not None and not waiting.done():
             waiting.set_result(message.data)
 
-    async def send(self, each: Sent) -> bytes:
-        """Publish with acknowledgement, then wait for the decision."""
+    async def publish(self, each: Sent) -> asyncio.Future[bytes]:
+        """Publish with acknowledgement; the decision to come."""
         token = str(next(self._ordinal))
         waiting = self._waiting[token] = asyncio.get_running_loop().create_future()
         headers = {MSG_ID: each.message_id, REPLY_TO: f"{self._inbox}.{token}"}
         await self._stream.publish(each.subject, each.body, headers=headers, timeout=60)
-        return await asyncio.wait_for(waiting, 60)
+        return waiting
+
+    async def send(self, each: Sent) -> bytes:
+        """Publish with acknowledgement, then wait for the decision."""
+        return await asyncio.wait_for(await self.publish(each), 60)

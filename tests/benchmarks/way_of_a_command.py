@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from nats.aio.client import Client
-
-from tests.benchmarks.bed import Bed, bed, twin_of
+from tests.benchmarks.bed import Bed, Publisher, bed, twin_of
 from tests.benchmarks.commands import (
     IN_FLIGHT,
     Decisions,
@@ -18,43 +16,47 @@ from tests.benchmarks.commands import (
     acknowledged,
     creates,
     decided,
+    decided_as_they_come,
     publish_all,
     refused,
 )
 from tests.benchmarks.measure import Figure, Pair, Scale, load, median, percentile
 from tests.benchmarks.rows import commit_again
 
+Send = Callable[[Publisher, Sequence[Sent]], Awaitable[float]]
+
 
 async def live(scale: Scale) -> list[Figure]:
-    """From publish to the decision received, many commands in flight."""
+    """From publish to the decision received, many commands at once."""
     number = scale.of(4000, 1000, 40)
     figures = []
-    async with bed() as made:
-        publisher = await made.connect("publisher")
-        for kind, commands in (("accepted", accepted), ("refused", refused)):
+    ways: tuple[tuple[str, Callable[[int], list[Sent]], Send], ...] = (
+        (f"accepted commands decided, {IN_FLIGHT} publishes in flight", accepted, decided_as_they_come),
+        (f"accepted commands decided, {IN_FLIGHT} commands in flight", accepted, decided),
+        (f"refused commands decided, {IN_FLIGHT} publishes in flight", refused, decided_as_they_come),
+    )
+    async with bed() as made, made.publisher() as publisher:
+        for what, commands, send in ways:
             async with made.worker(made.new_store()):
                 await decided(publisher, commands(64))
-                pairs = [await _live_round(made, publisher, commands, number) for _ in range(scale.of(3, 2, 1))]
-                found = median(pairs)
+                pairs = []
+                for _ in range(scale.of(3, 2, 1)):
+                    alone = await acknowledged(made.client, commands(number))
+                    pairs.append(Pair(await send(publisher, commands(number)), alone))
             await made.empty()
+            found = median(pairs)
             figures.append(
                 Figure(
                     benchmark="live",
-                    what=f"{kind} commands decided, {IN_FLIGHT} in flight",
+                    what=what,
                     value=found.value,
                     unit="1/s",
-                    baseline_what="publish with acknowledgement alone",
+                    baseline_what=f"publish with acknowledgement alone, {IN_FLIGHT} in flight",
                     baseline=found.baseline,
                     load=load(),
                 )
             )
-        await publisher.close()
     return figures
-
-
-async def _live_round(made: Bed, publisher: Client, commands: Callable[[int], list[Sent]], number: int) -> Pair:
-    alone = await acknowledged(made.client, commands(number))
-    return Pair(await decided(publisher, commands(number)), alone)
 
 
 async def backlog(scale: Scale) -> list[Figure]:
@@ -85,9 +87,7 @@ async def backlog(scale: Scale) -> list[Figure]:
 
 async def _drain(made: Bed, commands: list[Sent], profile: Path | None = None) -> tuple[Pair, Pair]:
     """Commands per second, and microseconds of the processor for one."""
-    publisher = await made.connect("publisher")
-    await publish_all(publisher, commands)
-    await publisher.close()
+    await publish_all(made.client, commands)
     store = made.new_store()
     number = len(commands)
     async with made.worker(store, profile):
@@ -103,8 +103,7 @@ async def _drain(made: Bed, commands: list[Sent], profile: Path | None = None) -
 async def idle(scale: Scale) -> list[Figure]:
     """One command at a time, nothing else to do."""
     number = scale.of(1000, 200, 10)
-    async with bed() as made:
-        publisher = await made.connect("publisher")
+    async with bed() as made, made.publisher() as publisher:
         stream = made.client.jetstream()
         took: list[float] = []
         floor: list[float] = []
@@ -119,7 +118,6 @@ async def idle(scale: Scale) -> list[Figure]:
                 await stream.publish(twin_of(other.subject), other.body, headers={"Nats-Msg-Id": other.message_id})
                 await made.ask("echo", b"x")
                 floor.append(time.monotonic() - began)
-        await publisher.close()
     return [
         Figure(
             benchmark="idle",
@@ -158,13 +156,11 @@ async def operations(scale: Scale) -> list[Figure]:
 
 async def _operate(made: Bed, number: int, profile: Path | None = None) -> tuple[Pair, Pair]:
     """Instances per second, and microseconds of the processor for one."""
-    publisher = await made.connect("publisher")
     store = made.new_store()
     async with made.worker(store, profile):
         began = time.monotonic()
-        await publish_all(publisher, creates(number))
+        await publish_all(made.client, creates(number))
         reached = await made.reached(active=number)
-    await publisher.close()
     raw = await asyncio.to_thread(commit_again, store, reached.batches)
     await made.empty()
     return (
