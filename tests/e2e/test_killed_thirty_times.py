@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -108,7 +109,7 @@ async def _storm(made: Installation, rng: random.Random, stop: asyncio.Event) ->
     stop.set()
 
 
-async def test_nothing_is_lost_doubled_or_stuck(capsys: Any) -> None:
+async def test_nothing_is_lost_doubled_or_stuck(record_property: Callable[[str, object], None]) -> None:
     rng = random.Random(SEED)
     tally = Tally()
     began = time.monotonic()
@@ -130,12 +131,12 @@ async def test_nothing_is_lost_doubled_or_stuck(capsys: Any) -> None:
         tally.doubled += _doubles(made)
         processes = [" ".join(p.cmdline())[:200] for p in made.processes()]
         await client.close()
-    with capsys.disabled():
-        print(
-            f"\nkilled {KILLS} times (seed {SEED}) in {time.monotonic() - began:.0f} s over {len(lives)} instances, "
-            f"{tally.sent} commands: lost {len(tally.lost)}, doubled {len(tally.doubled) + len(left)}, "
-            f"stuck {len(tally.stuck)}"
-        )
+    record_property(
+        "figures",
+        f"killed {KILLS} times (seed {SEED}) in {time.monotonic() - began:.0f} s over {len(lives)} instances of "
+        f"{len(offered)} datastore versions, {tally.sent} commands: lost {len(tally.lost)}, "
+        f"doubled {len(tally.doubled) + len(left)}, stuck {len(tally.stuck)}",
+    )
     assert (tally.lost, tally.doubled, tally.stuck) == ([], [], [])
     assert left == []
     assert processes == []
