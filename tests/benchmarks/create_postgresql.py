@@ -72,21 +72,16 @@ async def _by_command(tenant: Tenant) -> float:
     )
     if not decision["accepted"]:
         raise RuntimeError(f"create_instance was refused: {decision}")
-    address = await _address(tenant, str(instance_id))
-    await asyncio.to_thread(_answers, address, 5432, password)
+    # Waited for, not polled: connections that fail would slow down the database that is being made.
+    outcome = await tenant.outcome(decision["command_id"])
+    if outcome["outcome"] != "done":
+        raise RuntimeError(f"create_instance came to nothing: {outcome}")
+    instance = await tenant.query("instances.get", instance_id=str(instance_id))
+    await asyncio.to_thread(_answers, instance["address"], instance["port"], password)
     seconds = time.monotonic() - began
-    await tenant.outcome(decision["command_id"])
     deleted = await tenant.send("delete_instance", instance_id)
     await tenant.outcome(deleted["command_id"])
     return seconds
-
-
-async def _address(tenant: Tenant, instance_id: str) -> str:
-    while True:
-        answer = await tenant.query("instances.get", instance_id=instance_id)
-        if answer.get("address"):
-            return str(answer["address"])
-        await asyncio.sleep(0.02)
 
 
 def _answers(host: str, port: int, password: str, within: float = 120) -> None:
