@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from aggregates.base import Transitioned
 from aggregates.record import Decided
 from engine.store import open_log
@@ -109,6 +111,7 @@ async def _storm(made: Installation, rng: random.Random, stop: asyncio.Event) ->
     stop.set()
 
 
+@pytest.mark.timeout(1500)
 async def test_nothing_is_lost_doubled_or_stuck(record_property: Callable[[str, object], None]) -> None:
     rng = random.Random(SEED)
     tally = Tally()
