@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import logging
 import pstats
+import signal
 import sys
 import tempfile
 import traceback
@@ -88,6 +89,9 @@ def main() -> None:
     parser.add_argument("--write-docs", action="store_true", help="put the table into docs/reference/figures.md")
     parser.add_argument("--profile", choices=PROFILED, help="print where the worker's processor time goes, instead")
     arguments = parser.parse_args()
+    # Ended as by Ctrl-C: brokers and databases are made to outlive whoever started them, and must not outlive this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     scale = QUICK if arguments.quick else FULL
     if arguments.profile:
