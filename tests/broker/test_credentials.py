@@ -38,6 +38,7 @@ from engine.state import StateDirectory
 from tests.broker.servers import eventually
 
 COMMAND = str(CommandSubject("p", "instance", "id", "restart"))
+QUOTA = str(CommandSubject("p", "quota", "id", "release_quota"))
 EVENT = event_subject("p", "instance", uuid.UUID(int=1), "Active")
 QUERY = query_subject("p", "instances", "list")
 LETTER = dead_letter_subject("p", "malformed")
@@ -93,6 +94,7 @@ GUEST = guest_user(ONE)
         ("operator", QUERY),
         ("operator", "$SRV.PING"),
         ("worker", COMMAND),
+        ("worker", QUOTA),
         ("worker", EVENT),
         ("worker", LETTER),
         ("worker", guest_subject(ONE, "stop")),
@@ -110,6 +112,8 @@ async def test_a_user_may_publish(clients: Clients, user: str, subject: str) -> 
 @pytest.mark.parametrize(
     ("user", "subject"),
     [
+        ("publisher", QUOTA),
+        ("operator", QUOTA),
         ("publisher", heartbeat_subject(ONE)),
         ("publisher", EVENT),
         ("publisher", LETTER),
