@@ -31,6 +31,7 @@ from aggregates.catalogue import Catalogue
 from aggregates.instance import Instance
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
+from engine import crash_points
 from engine.broker import COMMAND_STREAM, STORED_COMMANDS
 from engine.hot import HotAggregates, Turn
 from engine.intake import Received, receive, redacted
@@ -194,6 +195,7 @@ class Inbox:
         self._decided.append((time.monotonic(), fresh[-1].sequence))
         for each, decision in zip(fresh, decisions, strict=True):
             if each.reply_to and self._may_answer(each.reply_to):
+                crash_points.reach("inbox_before_reply")
                 await self._client.publish(each.reply_to, msgspec.json.encode(decision))
             if each.dead or (each.refusal is not None and each.refusal.code == "secret_in_clear"):
                 await self._erase(each)
@@ -261,11 +263,13 @@ class _Batch:
                 more, changes = turn.collect()
                 events.extend(more)
                 owing.extend(changes)
+            crash_points.reach("inbox_before_commit")
             await self._store.commit(
                 events,
                 positions=[Tracking(position_name(p), sequence) for p, sequence in reached.items()],
                 owing=owing,
             )
+            crash_points.reach("inbox_after_commit")
         return decisions
 
     async def _decide(self, received: Received, stack: AsyncExitStack) -> Decision:

@@ -21,6 +21,7 @@ from nats.aio.client import Client
 from nats.js.errors import APIError
 
 from aggregates.base import Event
+from engine import crash_points
 from engine.messages import CloudEvent, event_subject
 from engine.store import Conflict, EventStore, Stored
 
@@ -70,6 +71,7 @@ class Outbox:
         for stored in page:
             self._remember(stored)
         messages = [await self._message(stored) for stored in page]
+        crash_points.reach("outbox_before_publish")
         # Handed over in order and awaited together: one connection keeps the order.
         await asyncio.gather(
             *(
@@ -77,7 +79,9 @@ class Outbox:
                 for subject, body, message_id in messages
             )
         )
+        crash_points.reach("outbox_after_publish")
         await self._store.commit([], positions=[Tracking(POSITION, page[-1].position)])
+        crash_points.reach("outbox_after_commit")
         return page[-1].position
 
     async def _sleep(self) -> None:

@@ -17,6 +17,7 @@ import structlog
 
 from aggregates.base import Event, Failure, Lifecycled, Obligation, WrongFactsError
 from aggregates.effects import Effect
+from engine import crash_points
 from engine.clouds.port import FinalError, PayError, TransientError
 from engine.hot import HotAggregates, Turn
 from engine.store import Conflict, EventStore
@@ -120,8 +121,10 @@ class Settler:
         return False
 
     async def _step(self, owed: Obligation) -> None:
+        crash_points.reach("before_effect", owed.state)
         async with self._slots:
             outcome = await self._paid(owed)
+        crash_points.reach("after_effect", owed.state)
         async with self._hot.turn(owed.aggregate_id) as turn:
             aggregate = turn.aggregate
             try:
@@ -129,6 +132,7 @@ class Settler:
             except WrongFactsError as wrong:
                 self._record_failure(aggregate, owed, FinalError("wrong_facts", str(wrong)))
             await self._hot.commit(turn)
+        crash_points.reach("after_append", owed.state)
 
     def _record(self, aggregate: Lifecycled, owed: Obligation, outcome: dict[str, Any] | PayError | None) -> None:
         if outcome is None:

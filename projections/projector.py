@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from engine import crash_points
 from projections.base import CannotApplyError, Log, ReadModels, StoredEvent
 from projections.commands import touched
 from projections.models import MODELS
@@ -195,7 +196,9 @@ class Projector:
         return page
 
     async def _advance(self, names: Sequence[str], page: Sequence[StoredEvent]) -> None:
+        crash_points.reach("projector_before_commit")
         stopped = await self._in_thread(lambda: self._models.advance(names, page))
+        crash_points.reach("projector_after_commit")
         for name in names:
             if name not in stopped:
                 self._positions[name] = page[-1].position

@@ -6,7 +6,9 @@ method makes at most one mutating call. Nothing here says how long a call may ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any, Protocol
 
 from aggregates.catalogue import Catalogue
@@ -30,12 +32,34 @@ class TransientError(PayError):
     """It may pass: try again later. An unknown outcome counts as this, since every effect looks before it acts."""
 
 
+class UnknownOutcomeError(TransientError):
+    """A call that makes or changes something went out and its answer is missing: it may have been carried out, or may
+    yet be, until the cloud's `latest_effect` after it began.
+    """
+
+
 class FinalError(PayError):
     """It will not pass by itself: the chart's `failed` transition, or parking."""
 
 
+permit: ContextVar[Callable[[], None] | None] = ContextVar("permit", default=None)
+
+
+def check_permit() -> None:
+    """Every adapter asks before each call to the outside. Raises what the payer's owner set, when it may not act."""
+    check = permit.get()
+    if check is not None:
+        check()
+
+
 class Cloud(Protocol):
-    """A cloud. `pay` dispatches on the effect's type and yields the facts that the effect's docstring names."""
+    """A cloud. `pay` dispatches on the effect's type and yields the facts that the effect's docstring names.
+
+    `latest_effect`: how long after its begin a call whose answer is missing may still be carried out; nothing when
+    calls end with the process that made them.
+    """
+
+    latest_effect: timedelta
 
     async def start(self) -> None:
         """Connect, and take up what the cloud itself must keep running."""

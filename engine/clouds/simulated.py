@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -99,9 +100,11 @@ class SimulatedCloud:
         catalogue: Catalogue = CATALOGUE,
         latency: float = 0.0,
         on_call: Callable[[Entry], None] | None = None,
+        latest_effect: timedelta = timedelta(0),
         new_id: Callable[[], UUID] = uuid4,
     ) -> None:
         self.latency = latency
+        self.latest_effect = latest_effect
         self.ledger: list[Entry] = []
         self._catalogue = catalogue
         self._on_call = on_call

@@ -10,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -52,6 +53,8 @@ class LocalCloud:
     mounted and grown (auto), or must be mountable (always), or do not (never) and guest agents alone keep them within
     their size.
     """
+
+    latest_effect = timedelta(0)  # its calls are this process's own work, and end with it
 
     def __init__(
         self,
