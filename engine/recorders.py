@@ -1,17 +1,18 @@
 """The library's process recorders, widened: events, several positions and the index of owing aggregates in ONE commit.
 
 What is committed together is there together or not at all, on SQLite with an fsync for each commit and on PostgreSQL.
-The index `owing` follows from the events alone; it only spares a scan of the log at the start of a worker.
+The index `owing` follows from the events alone; it only spares a scan of the log at the start of a worker. The table
+`ranges` says which worker owns what, under which epoch: a commit under an epoch that has passed is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 import msgspec
-from eventsourcing.persistence import StoredEvent, Tracking
+from eventsourcing.persistence import IntegrityError, StoredEvent, Tracking
 from eventsourcing.postgres import PostgresAggregateRecorder, PostgresDatastore, PostgresProcessRecorder
 from eventsourcing.sqlite import (
     SQLiteAggregateRecorder,
@@ -34,11 +35,47 @@ class OwingChange(msgspec.Struct, frozen=True, kw_only=True):
     owes: bool
 
 
+class Fence(msgspec.Struct, frozen=True, order=True):
+    """The right to write about a range of partitions: good as long as the range's epoch is still this one."""
+
+    range: str
+    epoch: int
+
+
+class FencedError(IntegrityError):
+    """Another worker has taken the range over: its epoch has passed."""
+
+
+class RangeRow(msgspec.Struct, frozen=True):
+    """Who owns a range, if anybody, and under which epoch; 0 when nobody ever did."""
+
+    epoch: int = 0
+    owner: str | None = None
+
+
 class Extras(msgspec.Struct, frozen=True, kw_only=True):
-    """What is committed beside the events."""
+    """What is committed beside the events, and under which fences: all of them must hold."""
 
     positions: Sequence[Tracking] = ()
     owing: Sequence[OwingChange] = ()
+    fences: Sequence[Fence] = ()
+
+
+# Whoever saw the epoch first takes the range; an epoch is never used again.
+_TAKE = (
+    "INSERT INTO {0} (name, epoch, owner) VALUES ({1}, 1, {1}) ON CONFLICT (name) DO UPDATE "
+    "SET epoch = {0}.epoch + 1, owner = excluded.owner WHERE {0}.epoch = {1} RETURNING epoch"
+)
+_RELEASE = "UPDATE {0} SET owner = NULL WHERE name = {1} AND epoch = {1} AND owner = {1}"
+_TAKEOVER_WAITS = 2  # seconds that a takeover waits for whoever writes in the range just now
+
+
+def _assert_fences(fences: Sequence[Fence], epochs: Mapping[str, int]) -> None:
+    for fence in fences:
+        if epochs.get(fence.range) != fence.epoch:
+            raise FencedError(
+                f"range {fence.range} was taken over: epoch {fence.epoch} has passed, now {epochs.get(fence.range)}"
+            )
 
 
 class _DurablePool(SQLiteConnectionPool):
@@ -68,13 +105,18 @@ class SQLiteEventRecorder(SQLiteProcessRecorder):
         return [
             *super().construct_create_table_statements(),
             "CREATE TABLE IF NOT EXISTS owing (aggregate_id TEXT PRIMARY KEY, part INTEGER NOT NULL) WITHOUT ROWID",
+            "CREATE TABLE IF NOT EXISTS ranges (name TEXT PRIMARY KEY, epoch INTEGER NOT NULL, owner TEXT)",
         ]
 
     def _insert_events(
         self, c: SQLiteCursor, stored_events: Sequence[StoredEvent], **kwargs: Any
     ) -> Sequence[int] | None:
-        returning = super()._insert_events(c, stored_events, **kwargs)
         extras: Extras | None = kwargs.get("extras")
+        if extras is not None and extras.fences:
+            names = [fence.range for fence in extras.fences]
+            c.execute(f"SELECT name, epoch FROM ranges WHERE name IN ({_marks(names)})", names)  # noqa: S608 - marks
+            _assert_fences(extras.fences, {row[0]: row[1] for row in c.fetchall()})
+        returning = super()._insert_events(c, stored_events, **kwargs)
         if extras is None:
             return returning
         for tracking in extras.positions:
@@ -98,14 +140,48 @@ class SQLiteEventRecorder(SQLiteProcessRecorder):
         with self.datastore.transaction(commit=False) as c:
             for start in range(0, len(ids), 500):
                 chunk = [i.hex for i in ids[start : start + 500]]
-                marks = ",".join("?" * len(chunk))
                 c.execute(
                     f"SELECT originator_id FROM {self.events_table_name} "  # noqa: S608 - a constant and marks
-                    f"WHERE originator_version = 1 AND originator_id IN ({marks})",
+                    f"WHERE originator_version = 1 AND originator_id IN ({_marks(chunk)})",
                     chunk,
                 )
                 found.update(UUID(row[0]) for row in c.fetchall())
         return found
+
+    def select_positions(self, names: Sequence[str]) -> dict[str, int]:
+        """The positions recorded under the names."""
+        with self.datastore.transaction(commit=False) as c:
+            c.execute(
+                "SELECT application_name, MAX(notification_id) FROM tracking "  # noqa: S608 - marks
+                f"WHERE application_name IN ({_marks(names)}) GROUP BY application_name",
+                names,
+            )
+            return {row[0]: row[1] for row in c.fetchall()}
+
+    def select_ranges(self) -> dict[str, RangeRow]:
+        """Who owns what."""
+        with self.datastore.transaction(commit=False) as c:
+            c.execute("SELECT name, epoch, owner FROM ranges")
+            return {row[0]: RangeRow(row[1], row[2]) for row in c.fetchall()}
+
+    def take_ranges(self, owner: str, seen: Mapping[str, int]) -> list[Fence]:
+        """Take over those of the ranges that still have the epoch at which they were seen, raising it."""
+        taken = []
+        with self.datastore.transaction(commit=True) as c:
+            for name, epoch in seen.items():
+                c.execute(_TAKE.format("ranges", "?"), (name, owner, epoch))
+                taken += [Fence(name, row[0]) for row in c.fetchall()]
+        return taken
+
+    def release_ranges(self, owner: str, held: Iterable[Fence]) -> None:
+        """Let go of what the owner still holds of these."""
+        with self.datastore.transaction(commit=True) as c:
+            for fence in held:
+                c.execute(_RELEASE.format("ranges", "?"), (fence.range, fence.epoch, owner))
+
+
+def _marks(values: Sequence[str]) -> str:
+    return ",".join("?" * len(values))
 
 
 class PostgresEventRecorder(PostgresProcessRecorder):
@@ -125,10 +201,23 @@ class PostgresEventRecorder(PostgresProcessRecorder):
                 self._owing
             )
         )
+        self._ranges = Identifier(datastore.schema, "ranges")
+        self.sql_create_statements.append(
+            SQL("CREATE TABLE IF NOT EXISTS {0} (name text PRIMARY KEY, epoch bigint NOT NULL, owner text)").format(
+                self._ranges
+            )
+        )
 
     def _insert_events(self, curs: Cursor[DictRow], stored_events: Sequence[StoredEvent], **kwargs: Any) -> None:
-        super()._insert_events(curs, stored_events, **kwargs)
         extras: Extras | None = kwargs.get("extras")
+        if extras is not None and extras.fences:
+            # Shared until the commit, so that a takeover waits for it, and whoever takes over reads what it wrote.
+            curs.execute(
+                SQL("SELECT name, epoch FROM {0} WHERE name = ANY(%s) FOR SHARE").format(self._ranges),
+                ([fence.range for fence in extras.fences],),
+            )
+            _assert_fences(extras.fences, {row["name"]: row["epoch"] for row in curs.fetchall()})
+        super()._insert_events(curs, stored_events, **kwargs)
         if extras is None:
             return
         for tracking in extras.positions:
@@ -158,6 +247,44 @@ class PostgresEventRecorder(PostgresProcessRecorder):
                 (list(ids),),
             )
             return {row["originator_id"] for row in curs.fetchall()}
+
+    def select_positions(self, names: Sequence[str]) -> dict[str, int]:
+        """The positions recorded under the names."""
+        with self.datastore.transaction() as curs:
+            curs.execute(
+                SQL(
+                    "SELECT application_name, MAX(notification_id) AS reached FROM {0} "
+                    "WHERE application_name = ANY(%s) GROUP BY application_name"
+                ).format(Identifier(self.datastore.schema, self.tracking_table_name)),
+                (list(names),),
+            )
+            return {row["application_name"]: row["reached"] for row in curs.fetchall()}
+
+    def select_ranges(self) -> dict[str, RangeRow]:
+        """Who owns what."""
+        with self.datastore.transaction() as curs:
+            curs.execute(SQL("SELECT name, epoch, owner FROM {0}").format(self._ranges))
+            return {row["name"]: RangeRow(row["epoch"], row["owner"]) for row in curs.fetchall()}
+
+    def take_ranges(self, owner: str, seen: Mapping[str, int]) -> list[Fence]:
+        """Take over those of the ranges that still have the epoch at which they were seen, raising it."""
+        taken = []
+        with self.datastore.transaction(commit=True) as curs:
+            self._wait_briefly(curs)
+            for name, epoch in seen.items():
+                curs.execute(SQL(_TAKE.replace("{1}", "%s")).format(self._ranges), (name, owner, epoch))
+                taken += [Fence(name, row["epoch"]) for row in curs.fetchall()]
+        return taken
+
+    def release_ranges(self, owner: str, held: Iterable[Fence]) -> None:
+        """Let go of what the owner still holds of these."""
+        with self.datastore.transaction(commit=True) as curs:
+            self._wait_briefly(curs)
+            for fence in held:
+                curs.execute(SQL(_RELEASE.replace("{1}", "%s")).format(self._ranges), (fence.range, fence.epoch, owner))
+
+    def _wait_briefly(self, curs: Cursor[DictRow]) -> None:
+        curs.execute(SQL("SET LOCAL lock_timeout = '{0}s'").format(_TAKEOVER_WAITS))
 
 
 EventRecorder = SQLiteEventRecorder | PostgresEventRecorder

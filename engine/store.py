@@ -11,7 +11,7 @@ import asyncio
 import fcntl
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -32,8 +32,11 @@ from engine.recorders import (
     DurableSQLiteDatastore,
     EventRecorder,
     Extras,
+    Fence,
+    FencedError,
     OwingChange,
     PostgresEventRecorder,
+    RangeRow,
     SQLiteEventRecorder,
     snapshot_recorder,
 )
@@ -48,6 +51,10 @@ GROUP = 2048  # events of one transaction at most, so that the first caller does
 
 class Conflict(Exception):  # noqa: N818 - the field's word
     """The events lost against another writer: an aggregate's version, a record or a position is taken. Reload."""
+
+
+class LostOwnership(Conflict):
+    """The range of partitions belongs to another worker now: leave its aggregates alone."""
 
 
 class StoreInUseError(Exception):
@@ -67,12 +74,19 @@ class Stored(msgspec.Struct, frozen=True):
 class _Unit:
     """What one caller wants committed together."""
 
-    __slots__ = ("done", "events", "owing", "positions")
+    __slots__ = ("done", "events", "fences", "owing", "positions")
 
-    def __init__(self, events: Sequence[Event], positions: Sequence[Tracking], owing: Sequence[OwingChange]) -> None:
+    def __init__(
+        self,
+        events: Sequence[Event],
+        positions: Sequence[Tracking],
+        owing: Sequence[OwingChange],
+        fences: Iterable[Fence],
+    ) -> None:
         self.events = events
         self.positions = positions
         self.owing = owing
+        self.fences = fences
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -146,6 +160,8 @@ class EventStore:
         self._lock = lock
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="store-reader")
+        # Of its own, since a takeover may have to wait for a worker that stopped inside its transaction.
+        self._taker = ThreadPoolExecutor(1, thread_name_prefix="store-taker")
         self._pending: list[_Unit] = []
         self._wake = asyncio.Event()
         self._closing = False
@@ -164,6 +180,7 @@ class EventStore:
             await self._task
         self._writer.shutdown()
         self._readers.shutdown()
+        self._taker.shutdown()
         self.log.close()
         if self._lock is not None:
             os.close(self._lock)
@@ -180,11 +197,12 @@ class EventStore:
         *,
         positions: Sequence[Tracking] = (),
         owing: Sequence[OwingChange] = (),
+        fences: Iterable[Fence] = (),
     ) -> None:
-        """Commit all or nothing; returns when it is durable. Raises `Conflict`."""
+        """Commit all or nothing; returns when it is durable. Raises `Conflict`, `LostOwnership` for a passed fence."""
         if self._closing:
             raise RuntimeError("the event store is closed")
-        unit = _Unit(events, positions, owing)
+        unit = _Unit(events, positions, owing, fences)
         self._pending.append(unit)
         self._wake.set()
         await unit.done
@@ -214,7 +232,8 @@ class EventStore:
                 for unit in group:
                     await self._commit_group([unit])
                 return
-            group[0].done.set_exception(Conflict(str(lost)))
+            kind = LostOwnership if isinstance(lost, FencedError) else Conflict
+            group[0].done.set_exception(kind(str(lost)))
             return
         except Exception as error:  # noqa: BLE001 - handed to every caller of the group
             for unit in group:
@@ -245,8 +264,33 @@ class EventStore:
         extras = Extras(
             positions=[position for unit in group for position in unit.positions],
             owing=[change for unit in group for change in unit.owing],
+            fences=sorted({fence for unit in group for fence in unit.fences}),
         )
         self._recorder.insert_events(stored, extras=extras)
+
+    # --- ownership ------------------------------------------------------------------------------------------------
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes may write it, and so must share out the partitions."""
+        return not isinstance(self._recorder, SQLiteEventRecorder)
+
+    async def ranges(self) -> dict[str, RangeRow]:
+        """Who owns which range of partitions."""
+        return await self._reading(self._recorder.select_ranges)
+
+    async def take_ranges(self, owner: str, seen: Mapping[str, int]) -> list[Fence]:
+        """Take over those of the ranges whose epoch is still the one seen: earlier fences are no good from then on.
+
+        Returns when all that was written under them can be read.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._taker, self._recorder.take_ranges, owner, seen)
+
+    async def release_ranges(self, owner: str, held: Iterable[Fence]) -> None:
+        """Let go of ranges, for others to take at once."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._taker, self._recorder.release_ranges, owner, list(held))
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -281,6 +325,10 @@ class EventStore:
     async def position(self, name: str) -> int | None:
         """The position recorded under a name."""
         return await self._reading(self._recorder.max_tracking_id, name)
+
+    async def positions(self, names: Sequence[str]) -> dict[str, int]:
+        """The positions recorded under the names."""
+        return await self._reading(self._recorder.select_positions, names)
 
     async def decision(self, project: str, command_id: UUID) -> CommandAccepted | CommandRejected | None:
         """The record of a command, if it was decided."""
