@@ -8,7 +8,6 @@ change of a chart or a guard cannot invalidate history. It does no I/O and knows
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
@@ -19,10 +18,9 @@ import msgspec
 from eventsourcing.domain import Aggregate as LibraryAggregate
 from eventsourcing.utils import register_topic
 from statemachine import StateChart
-from statemachine.exceptions import TransitionNotAllowed
-from statemachine.orderedset import OrderedSet
 
 from aggregates.catalogue import Catalogue
+from aggregates.decision_table import choose
 from aggregates.effects import Effect
 
 
@@ -363,37 +361,17 @@ def declare(aggregate: type[A], events: tuple[type[Transitioned], ...]) -> dict[
 # --- the chart as a decider ---------------------------------------------------------------------------------------
 
 
-class _Cursor:
-    """The model that a pooled machine is parked on: a state value, no domain data."""
-
-    state: Any = None
-
-
-_pool = threading.local()
 _configurations: dict[type[StateChart[Any]], dict[str, tuple[str, ...]]] = {}
 _transitions: dict[type[StateChart[Any]], dict[str, dict[str, tuple[str, ...]]]] = {}
 
 
 def decide(chart: type[StateChart[Any]], state: str, transition: str, *, subject: Any, **facts: Any) -> str:
-    """The leaf state that the transition leads to, or `Refusal`. Guards see `subject` and the facts.
-
-    One machine per thread and chart serves every aggregate: making one costs more than asking it. A machine that
-    entered a final state has stopped, so it is dropped.
-    """
-    machines: dict[type[StateChart[Any]], Any] = vars(_pool).setdefault("machines", {})
-    machine = machines.get(chart)
-    if machine is None:
-        machine = machines[chart] = chart(_Cursor())
-    parked = configuration(chart, state)
-    machine.model.state = parked[0] if len(parked) == 1 else OrderedSet(parked)
-    try:
-        machine.send(transition, subject=subject, **facts)
-    except TransitionNotAllowed:
-        raise Refusal("forbidden_state", f"no transition {transition} from state {state}") from None
-    entered = machine.model.state
-    if machine.is_terminated:
-        del machines[chart]
-    return entered if isinstance(entered, str) else str(list(entered)[-1])
+    """The leaf state that the transition leads to, or `Refusal`. Guards see `subject` and the facts."""
+    facts["subject"] = subject
+    entered = choose(chart, state, transition, facts)
+    if entered is None:
+        raise Refusal("forbidden_state", f"no transition {transition} from state {state}")
+    return entered
 
 
 def configuration(chart: type[StateChart[Any]], state: str) -> tuple[str, ...]:
