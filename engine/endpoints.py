@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Annotated, Any, Protocol
 from uuid import UUID, uuid4
 
@@ -21,6 +20,7 @@ from nats.aio.msg import Msg
 from aggregates.base import Context, Refusal
 from aggregates.catalogue import Catalogue
 from aggregates.commands import COMMANDS
+from engine.clock import Now, utc_now
 from engine.inbox import AGGREGATES
 from engine.messages import ErrorReply, query_subject
 from engine.replies import Answerable
@@ -88,11 +88,19 @@ FULL = {"stop_instance", "delete_instance"}
 class Endpoints:
     """Serves the worker's queries for all projects."""
 
-    def __init__(self, client: Client, store: EventStore, vault: Vault, catalogue: Callable[[], Catalogue]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        store: EventStore,
+        vault: Vault,
+        catalogue: Callable[[], Catalogue],
+        now: Now = utc_now,
+    ) -> None:
         self._client = client
         self._store = store
         self._vault = vault
         self._catalogue = catalogue
+        self._now = now
         self._may_answer = Answerable(client)
         self._running: set[asyncio.Task[None]] = set()
 
@@ -158,7 +166,7 @@ class Endpoints:
             raise Refusal("invalid_argument", str(error)) from None
         instance_id = wanted.instance_id or uuid4()
         context = Context(
-            at=datetime.now(UTC),
+            at=self._now(),
             command_id=uuid4(),
             actor="plan",
             project=project,

@@ -7,7 +7,6 @@ agent started anew changes nothing. What is sent is stored nowhere. An agent tha
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -25,6 +24,7 @@ from aggregates.effects import (
     StartDatabase,
     StopDatabase,
 )
+from engine.clock import monotonic
 from engine.clouds.port import FinalError, TransientError
 from engine.messages import (
     GrowArgs,
@@ -109,23 +109,24 @@ class Guests:
     async def _call(
         self, effect: GuestEffect, verb: GuestVerb, key: str, args: msgspec.Struct | None = None
     ) -> Mapping[str, Any]:
-        begun = heard = time.monotonic()
+        begun = heard = monotonic()
         request = GuestRequest(key=key, args={} if args is None else msgspec.to_builtins(args), wait=ANSWER)
         while True:
             reply = await self._ask(effect, verb, request)
-            now = time.monotonic()
+            moment = monotonic()
             if reply is None:
-                if now - heard > min(SILENCE, effect.patience):
-                    raise TransientError("guest_unreachable", f"no answer from the guest agent for {now - heard:.0f} s")
+                if moment - heard > min(SILENCE, effect.patience):
+                    silence = f"no answer from the guest agent for {moment - heard:.0f} s"
+                    raise TransientError("guest_unreachable", silence)
                 await asyncio.sleep(POLL)
                 continue
-            heard = now
+            heard = moment
             if reply.state is GuestState.DONE:
                 return reply.facts
             if reply.state is GuestState.FAILED:
                 error = TransientError if reply.transient else FinalError
                 raise error("guest_error", reply.error or f"{verb} failed")
-            if now - begun > effect.patience:
+            if moment - begun > effect.patience:
                 raise TransientError("guest_timeout", f"{verb} was not finished within {effect.patience:.0f} s")
 
     async def _ask(self, effect: GuestEffect, verb: GuestVerb, request: GuestRequest) -> GuestReply | None:
@@ -141,9 +142,9 @@ class Guests:
             raise FinalError("guest_error", f"the guest agent's answer cannot be read: {error}") from error
 
     async def _await_report(self, effect: GuestEffect, key: str, *, healthy: bool) -> None:
-        deadline = time.monotonic() + SILENCE
+        deadline = monotonic() + SILENCE
         status = "no answer"
-        while time.monotonic() < deadline:
+        while monotonic() < deadline:
             reply = await self._ask(effect, GuestVerb.REPORT, GuestRequest(key=key, wait=1.0))
             if reply is not None:
                 status = str(reply.facts.get("status", "unknown"))

@@ -8,9 +8,7 @@ hear; why it is silent is for others to find out.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from uuid import UUID
 
 import msgspec
@@ -21,6 +19,7 @@ from nats.aio.msg import Msg
 from aggregates.base import Event
 from aggregates.health import Health, HealthStatus, health_id
 from aggregates.instance import Instance
+from engine.clock import Now, monotonic, utc_now
 from engine.hot import HotAggregates
 from engine.messages import GuestStatus, Heartbeat, heartbeat_subject
 from engine.store import Conflict, EventStore
@@ -51,26 +50,27 @@ class _Heard:
 class HealthMonitor:
     """Listens to all agents and records changes of health."""
 
-    def __init__(self, client: Client, store: EventStore, hot: HotAggregates) -> None:
+    def __init__(self, client: Client, store: EventStore, hot: HotAggregates, now: Now = utc_now) -> None:
         self._client = client
         self._store = store
         self._hot = hot
+        self._now = now
         self._decode = msgspec.json.Decoder(Heartbeat).decode
         self._heard: dict[UUID, _Heard] = {}
         self._gone: set[UUID] = set()
-        self._listening_since = time.monotonic()
+        self._listening_since = monotonic()
         store.listen(self._on_commit)
 
     async def run(self) -> None:
         """Listen and record until cancelled."""
         await self._take_up()
-        self._listening_since = time.monotonic()
+        self._listening_since = monotonic()
         subscription = await self._client.subscribe(heartbeat_subject("*"), cb=self._on_beat)
-        last = time.monotonic()
+        last = monotonic()
         try:
             while True:
                 await asyncio.sleep(TICK)
-                moment = time.monotonic()
+                moment = monotonic()
                 if moment - last > TICK + STALL or not self._client.is_connected:
                     self._listening_since = moment
                 last = moment
@@ -82,7 +82,7 @@ class HealthMonitor:
     async def _take_up(self) -> None:
         """Those whose health was watched before: their silence must be noticed even if they never beat again."""
         for health in await self._store.watched():
-            self._heard[health.instance_id] = _Heard(time.monotonic(), None, health.health)
+            self._heard[health.instance_id] = _Heard(monotonic(), None, health.health)
 
     async def _on_beat(self, message: Msg) -> None:
         try:
@@ -94,9 +94,9 @@ class HealthMonitor:
             return
         heard = self._heard.get(beat.instance_id)
         if heard is None:
-            self._heard[beat.instance_id] = _Heard(time.monotonic(), beat, HealthStatus.UNKNOWN)
+            self._heard[beat.instance_id] = _Heard(monotonic(), beat, HealthStatus.UNKNOWN)
         else:
-            heard.at, heard.beat = time.monotonic(), beat
+            heard.at, heard.beat = monotonic(), beat
 
     def _on_commit(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -134,7 +134,7 @@ class HealthMonitor:
             return
         if health is not HealthStatus.HEALTHY and instance.status not in EXPECTED:
             return
-        now = datetime.now(UTC)
+        now = self._now()
         try:
             async with self._hot.turn(health_id(instance_id)) as turn:
                 if turn.aggregate is None:
@@ -151,5 +151,5 @@ class HealthMonitor:
     async def _forget(self, instance_id: UUID) -> None:
         async with self._hot.turn(health_id(instance_id)) as turn:
             if isinstance(turn.aggregate, Health):
-                turn.aggregate.forget(at=datetime.now(UTC))
+                turn.aggregate.forget(at=self._now())
                 await self._hot.commit(turn)

@@ -8,11 +8,9 @@ that arrive in one batch one after the other, so a batch is as slow as its slowe
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -33,6 +31,7 @@ from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from engine import crash_points
 from engine.broker import COMMAND_STREAM, STORED_COMMANDS
+from engine.clock import Now, monotonic, utc_now
 from engine.hot import HotAggregates, Turn
 from engine.intake import Received, receive, redacted
 from engine.mapper import UnknownEventError
@@ -59,7 +58,7 @@ class Inbox:
         store: EventStore,
         hot: HotAggregates,
         catalogue: Callable[[], Catalogue],
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Now = utc_now,
     ) -> None:
         self._client = client
         self._stream: JetStreamContext = client.jetstream()
@@ -106,7 +105,7 @@ class Inbox:
         subscription = await self._stream.pull_subscribe_bind(consumer=created.name, stream=COMMAND_STREAM)
         log.info("inbox_reading", stream=COMMAND_STREAM, from_sequence=start)
         expected = 1
-        purged = time.monotonic()
+        purged = monotonic()
         try:
             while True:
                 messages = await self._fetch(subscription)
@@ -118,8 +117,8 @@ class Inbox:
                     return
                 if messages:
                     await self._receive_batch(messages)
-                if time.monotonic() - purged > PURGE_EVERY:
-                    purged = time.monotonic()
+                if monotonic() - purged > PURGE_EVERY:
+                    purged = monotonic()
                     await self._purge()
                 if not messages and await self._made_anew():
                     return
@@ -149,7 +148,7 @@ class Inbox:
 
     async def _purge(self) -> None:
         """Remove from the stream what was decided a while ago, and move idle partitions' positions along."""
-        moment = time.monotonic()
+        moment = monotonic()
         behind = None
         while self._decided and self._decided[0][0] < moment - GRACE:
             behind = self._decided.popleft()[1]
@@ -192,7 +191,7 @@ class Inbox:
             return
         for each in fresh:
             self._positions[each.partition] = max(self._positions[each.partition], each.sequence)
-        self._decided.append((time.monotonic(), fresh[-1].sequence))
+        self._decided.append((monotonic(), fresh[-1].sequence))
         for each, decision in zip(fresh, decisions, strict=True):
             if each.reply_to and self._may_answer(each.reply_to):
                 crash_points.reach("inbox_before_reply")
@@ -232,9 +231,7 @@ class Inbox:
 class _Batch:
     """One batch on its way from read to committed. Aggregates stay in turn until the commit is there."""
 
-    def __init__(
-        self, store: EventStore, hot: HotAggregates, catalogue: Catalogue, now: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, store: EventStore, hot: HotAggregates, catalogue: Catalogue, now: Now) -> None:
         self._store = store
         self._hot = hot
         self._catalogue = catalogue

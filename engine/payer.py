@@ -7,7 +7,6 @@ is sent; it is paid when its record is in the log.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ from nats.js.errors import APIError
 from aggregates.base import Event
 from aggregates.effects import CloudEffect, Effect, GuestEffect, SendCommand
 from aggregates.record import CommandAccepted, CommandRejected, record_id
+from engine.clock import monotonic
 from engine.clouds.port import Cloud, FinalError, TransientError
 from engine.messages import MSG_ID, CommandEnvelope, CommandSubject, message_id
 from engine.store import EventStore
@@ -94,8 +94,8 @@ class Payer:
     async def _decided(
         self, project: str, command_id: UUID, committed: asyncio.Event
     ) -> CommandAccepted | CommandRejected:
-        deadline = time.monotonic() + DECIDED_WITHIN
-        while time.monotonic() < deadline:
+        deadline = monotonic() + DECIDED_WITHIN
+        while monotonic() < deadline:
             try:
                 async with asyncio.timeout(LOOK_AGAIN):
                     await committed.wait()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +18,7 @@ import structlog
 from aggregates.base import Event, Failure, Lifecycled, Obligation, WrongFactsError
 from aggregates.effects import Effect
 from engine import crash_points
+from engine.clock import Now, utc_now
 from engine.clouds.port import FinalError, PayError, TransientError
 from engine.hot import HotAggregates, Turn
 from engine.store import Conflict, EventStore
@@ -41,12 +42,14 @@ class Settler:
         pay: Pay,
         *,
         limit: int = 64,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Now = utc_now,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
         self._hot = hot
         self._pay = pay
         self._now = now
+        self._jitter = jitter
         self._slots = asyncio.Semaphore(limit)
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._changed: dict[UUID, asyncio.Event] = {}
@@ -192,7 +195,7 @@ class Settler:
                 attempt=attempt,
                 code=error.code,
                 message=error.message,
-                retry_at=now + timedelta(seconds=_pause(attempt)),
+                retry_at=now + timedelta(seconds=_pause(attempt, self._jitter())),
             )
         elif forward:
             code = "deadline_exceeded" if late and not isinstance(error, FinalError) else error.code
@@ -211,7 +214,7 @@ def _owed(turn: Turn) -> Obligation | None:
     return aggregate.owes()
 
 
-def _pause(attempt: int) -> float:
-    """Exponential, with jitter so that what failed together does not come back together."""
+def _pause(attempt: int, jitter: float) -> float:
+    """Exponential, with jitter (0 to 1) so that what failed together does not come back together."""
     pause = min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE)
-    return float(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
+    return float(pause * (0.8 + 0.4 * jitter))

@@ -7,11 +7,14 @@ is lost by that.
 from __future__ import annotations
 
 import asyncio
+import random
+from collections.abc import Callable
 
 import structlog
 from nats.aio.client import Client
 
 from aggregates.catalogue import Catalogue
+from engine.clock import Now, utc_now
 from engine.clouds.port import Cloud
 from engine.endpoints import Endpoints, Vault
 from engine.health import HealthMonitor
@@ -30,7 +33,7 @@ CATALOGUE_AGE = 60.0  # seconds after which the cloud is asked again what it off
 
 
 class Worker:
-    """Makes things happen until cancelled."""
+    """Makes things happen until cancelled. `jitter` spreads retries: a number from 0 to 1 each time."""
 
     def __init__(
         self,
@@ -41,6 +44,8 @@ class Worker:
         vault: Vault,
         *,
         in_flight: int = IN_FLIGHT,
+        now: Now = utc_now,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._client = client
         self._store = store
@@ -48,6 +53,8 @@ class Worker:
         self._guests = guests
         self._vault = vault
         self._in_flight = in_flight
+        self._now = now
+        self._jitter = jitter
         self._catalogue: Catalogue | None = None
 
     async def run(self) -> None:
@@ -57,14 +64,14 @@ class Worker:
             self._catalogue = await self._cloud.catalogue()
             hot = HotAggregates(self._store)
             payer = Payer(self._client, self._store, self._cloud, self._guests)
-            settler = Settler(self._store, hot, payer.pay, limit=self._in_flight)
+            settler = Settler(self._store, hot, payer.pay, limit=self._in_flight, now=self._now, jitter=self._jitter)
             log.info("worker_started")
             await run_together(
                 settler=settler.run(),
-                inbox=Inbox(self._client, self._store, hot, self._offered).run(),
+                inbox=Inbox(self._client, self._store, hot, self._offered, self._now).run(),
                 outbox=Outbox(self._client, self._store).run(),
-                health=HealthMonitor(self._client, self._store, hot).run(),
-                endpoints=Endpoints(self._client, self._store, self._vault, self._offered).run(),
+                health=HealthMonitor(self._client, self._store, hot, self._now).run(),
+                endpoints=Endpoints(self._client, self._store, self._vault, self._offered, self._now).run(),
                 catalogue=self._refresh_catalogue(),
             )
         finally:

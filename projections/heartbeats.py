@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -23,6 +22,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from aggregates.instance_events import InstanceRequested
+from engine.clock import Now, monotonic, utc_now
 from engine.messages import Heartbeat, heartbeat_subject
 from projections.answers import HeartbeatAnswer, ListAnswer
 from projections.base import FILE as MODELS_FILE
@@ -66,8 +66,9 @@ LISTING = Listing(
 class HeartbeatView:
     """Listens to all agents; `follow` is to be told of every page that the projector commits."""
 
-    def __init__(self, client: Client, directory: Path) -> None:
+    def __init__(self, client: Client, directory: Path, now: Now = utc_now) -> None:
         self._client = client
+        self._now = now
         self._path = directory / FILE
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="heartbeats")
         self._connection = _open(self._path)
@@ -117,7 +118,7 @@ class HeartbeatView:
     # --- beats ----------------------------------------------------------------------------------------------------
 
     async def _on_beat(self, message: Msg) -> None:
-        self._latest[message.subject[self._cut :]] = (message.data, time.monotonic())
+        self._latest[message.subject[self._cut :]] = (message.data, monotonic())
 
     async def _flush_for_ever(self) -> None:
         while True:
@@ -131,7 +132,7 @@ class HeartbeatView:
         """Write the last beat of each instance that was heard, and forget those that are gone."""
         latest, self._latest = self._latest, {}
         gone, self._gone = self._gone, set()
-        wall, now = datetime.now(UTC), time.monotonic()
+        wall, now = self._now(), monotonic()
         dropped = 0
         rows: list[tuple[Any, ...]] = []
         # In slices, so that many thousand beats do not hold the loop.
@@ -189,12 +190,8 @@ class HeartbeatView:
     def _aged(self, answer: HeartbeatAnswer) -> HeartbeatAnswer:
         """With its age now; the wall clock is asked only for beats that an earlier process heard."""
         heard = self._heard.get(str(answer.instance_id))
-        age = time.monotonic() - heard if heard is not None else _seconds_since(answer.received_at)
+        age = monotonic() - heard if heard is not None else (self._now() - answer.received_at).total_seconds()
         return msgspec.structs.replace(answer, age=round(max(0.0, age), 3))
-
-
-def _seconds_since(at: datetime) -> float:
-    return (datetime.now(UTC) - at).total_seconds()
 
 
 def _row(beat: Heartbeat, project: str, received_at: datetime) -> tuple[Any, ...]:

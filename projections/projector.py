@@ -7,7 +7,6 @@ and says so, the others go on; an event of a kind that no model reads is passed 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from engine import crash_points
+from engine.clock import monotonic
 from projections.base import CannotApplyError, Log, ReadModels, StoredEvent
 from projections.commands import touched
 from projections.models import MODELS
@@ -133,13 +133,13 @@ class Projector:
         if unknown:
             raise ValueError(f"no read model {', '.join(unknown)}; there are: {', '.join(self._models.models)}")
         async with self._turn:
-            began = time.monotonic()
+            began = monotonic()
             await self._in_thread(lambda: self._models.rebuild(wanted, self._log, PAGE))
             for name in wanted:
                 self._positions[name] = await self._in_thread(partial(self._models.position, name))
                 self._stopped.pop(name, None)
             self._wake_all()
-        log.info("read_models_rebuilt", models=wanted, seconds=round(time.monotonic() - began, 3))
+        log.info("read_models_rebuilt", models=wanted, seconds=round(monotonic() - began, 3))
 
     async def _follow(self) -> None:
         pause, poll = PAUSE[0], POLL[0]

@@ -7,7 +7,6 @@ that waits holds no thread. The service's own statistics count requests, not how
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from uuid import UUID
@@ -20,6 +19,7 @@ from nats.aio.client import Client
 from nats.micro.request import Request as ServiceRequest
 from nats.micro.service import Service
 
+from engine.clock import monotonic
 from engine.messages import PREFIX, ErrorReply, heartbeat_subject, query_subject
 from projections.answers import CommandAnswer, ListAnswer, WatchAnswer
 from projections.heartbeats import HeartbeatView
@@ -209,14 +209,14 @@ class QueryService:
 
     async def _waited(self, project: str, wanted: GetCommand) -> CommandAnswer | None:
         command_id = str(wanted.command_id)
-        deadline = time.monotonic() + wanted.wait
+        deadline = monotonic() + wanted.wait
         ids = {command_id}
         while True:
             with self._projector.changes(ids) as changed:
                 answer: CommandAnswer | None = await self._reader.read(
                     lambda c: QUESTIONS["commands"].find(c, project, wanted)
                 )
-                left = deadline - time.monotonic()
+                left = deadline - monotonic()
                 if settled(answer, wanted.until) or left <= 0:
                     return answer
                 if answer is not None and answer.aggregate_id not in ids:

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 from nats.aio.client import Client
 
+from engine.clock import Now, utc_now
 from projections.base import Log, ReadModels
 from projections.heartbeats import HeartbeatView
 from projections.models import MODELS
@@ -33,11 +34,13 @@ class Projections:
         self._closed = False
 
     @classmethod
-    async def start(cls, events: Log, directory: Path, client: Client, *, wake: Wake | None = None) -> Projections:
+    async def start(
+        cls, events: Log, directory: Path, client: Client, *, wake: Wake | None = None, now: Now = utc_now
+    ) -> Projections:
         """Open the directory and begin to follow, to listen and to answer."""
         models = await asyncio.to_thread(ReadModels, directory, MODELS)
         projector = Projector(events, models, wake)
-        beats = await asyncio.to_thread(HeartbeatView, client, directory)
+        beats = await asyncio.to_thread(HeartbeatView, client, directory, now)
         started = cls(models, projector, Reader(models.path), beats)
         try:
             # It must know of every page from where it has read the instances.

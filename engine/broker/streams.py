@@ -8,7 +8,6 @@ that was deleted and made anew: readers compare when it was created; nor can it 
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import nats.errors
@@ -26,6 +25,7 @@ from nats.js.api import (
 from nats.js.errors import APIError, BadRequestError, NotFoundError, ServiceUnavailableError
 
 from engine.broker.connection import BrokerError
+from engine.clock import monotonic
 from engine.messages import PARTITIONS, PREFIX, command_filter
 
 COMMAND_STREAM = "HOLDFAST_COMMANDS"
@@ -112,12 +112,12 @@ _UPDATABLE = ("discard", "max_age", "max_msgs", "max_bytes", "max_msg_size", "du
 
 
 async def _ensure(js: JetStreamContext, wanted: StreamConfig) -> None:
-    deadline = time.monotonic() + _AVAILABLE_WITHIN
+    deadline = monotonic() + _AVAILABLE_WITHIN
     while True:
         try:
             return await _ensure_once(js, wanted)
         except (ServiceUnavailableError, nats.errors.TimeoutError, nats.errors.NoRespondersError) as e:
-            if time.monotonic() >= deadline or (isinstance(e, APIError) and e.err_code not in (None, 10008)):
+            if monotonic() >= deadline or (isinstance(e, APIError) and e.err_code not in (None, 10008)):
                 raise _refused(wanted, e) from e
             await asyncio.sleep(0.2)
         except APIError as e:

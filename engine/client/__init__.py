@@ -6,7 +6,7 @@ that was given. It decides nothing: whether the engine takes the command is told
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Self, TypedDict, Unpack
 from uuid import UUID, uuid4
 
@@ -29,6 +29,7 @@ from engine.client.errors import (
 )
 from engine.client.operation import Operation, Progress, Result
 from engine.client.queries import Queries
+from engine.clock import utc_now
 from engine.messages import MAX_BODY, MSG_ID, REPLY_TO, CommandEnvelope, CommandSubject, message_id, query_subject
 
 __all__ = [
@@ -209,7 +210,7 @@ class TaskManager:
             command_id=command_id,
             args=args,
             actor=self.context.actor,
-            issued_at=_zoned(options.get("issued_at") or datetime.now(UTC)),
+            issued_at=_zoned(options.get("issued_at") or utc_now()),
             expected_version=options.get("expected_version"),
             deadline=_zoned(options.get("deadline") or self.context.deadline),
             traceparent=self.context.traceparent,

@@ -7,7 +7,6 @@ same message. It does not tell a broker that is down from one that is slow: both
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
@@ -21,6 +20,7 @@ from nats.js.api import PubAck
 
 from engine.broker import BrokerError, BrokerSettings, connect
 from engine.client.errors import ClientError, InvalidCommand, NotPublished, QueryFailed, TimedOut, Unreachable
+from engine.clock import monotonic
 from engine.credentials import inbox_prefix
 from engine.state import StateDirectory
 
@@ -90,10 +90,10 @@ class Connection:
 
     async def publish(self, subject: str, body: bytes, headers: dict[str, str], timeout: float | None = None) -> PubAck:
         """Put a command into its stream and return the broker's durable acknowledgement."""
-        deadline = time.monotonic() + (timeout or self.timeout)
-        absent_until = time.monotonic() + _ABSENT_GRACE
+        deadline = monotonic() + (timeout or self.timeout)
+        absent_until = monotonic() + _ABSENT_GRACE
         client = await self._open()
-        while (left := deadline - time.monotonic()) > 0:
+        while (left := deadline - monotonic()) > 0:
             try:
                 return await _cancellable(
                     client.jetstream().publish(subject, body, timeout=min(left, _TRY), headers=headers)
@@ -103,13 +103,13 @@ class Connection:
                     "too_large", f"the command has {len(body)} bytes, more than the broker takes; send less"
                 ) from None
             except nats.js.errors.NoStreamResponseError:
-                if time.monotonic() >= absent_until:
+                if monotonic() >= absent_until:
                     raise NotPublished(
                         "no_stream", f"no stream takes {subject}; start the engine, which makes it"
                     ) from None
                 await asyncio.sleep(0.1)
             except nats.js.errors.ServiceUnavailableError as e:
-                if e.err_code in _STREAM_FULL or time.monotonic() >= absent_until:
+                if e.err_code in _STREAM_FULL or monotonic() >= absent_until:
                     raise _refused(e, len(body)) from None
                 await asyncio.sleep(0.1)
             except nats.js.errors.APIError as e:
@@ -130,18 +130,18 @@ class Connection:
     async def request(self, subject: str, payload: Any, timeout: float | None = None) -> Any:
         """Ask a query and return its JSON answer. Raises `QueryFailed` with the answer's own code."""
         limit = timeout or self.timeout
-        deadline = time.monotonic() + limit
-        absent_until = time.monotonic() + min(_ABSENT_GRACE, limit)
+        deadline = monotonic() + limit
+        absent_until = monotonic() + min(_ABSENT_GRACE, limit)
         failure: ClientError = TimedOut(f"{subject} did not answer within {limit:g} s; try again or wait longer")
         absent = QueryFailed("no_responders", f"nobody answers {subject}; start the engine, or wait until it is up")
         body = msgspec.json.encode(payload)
         client = await self._open()
-        while (left := deadline - time.monotonic()) > 0:
+        while (left := deadline - monotonic()) > 0:
             try:
                 answer = await _cancellable(client.request(subject, body, timeout=left))
             except nats.errors.NoRespondersError:
                 failure = absent
-                if time.monotonic() >= absent_until:
+                if monotonic() >= absent_until:
                     break
                 await asyncio.sleep(0.1)
             except nats.errors.TimeoutError:

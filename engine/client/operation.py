@@ -7,7 +7,6 @@ given is over. Progress shows the latest state at each look: a state that lasts 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +14,7 @@ import msgspec
 
 from engine.client.connection import Connection
 from engine.client.errors import ClientError, OperationCancelled, OperationFailed, QueryFailed, Rejected, TimedOut
+from engine.clock import monotonic
 from engine.messages import PREFIX, Decision, Outcome, query_subject
 
 _ROUND = 5.0  # seconds that one waiting query may take before it is asked again
@@ -72,7 +72,7 @@ class Operation:
         """Wait for the end. Raises `Rejected`, `OperationFailed`, `OperationCancelled`, or `TimedOut`."""
         deadline = _deadline(timeout)
         await self.accepted(_left(deadline, 3600.0))
-        while time.monotonic() < deadline:
+        while monotonic() < deadline:
             record = await self._ask("outcome", deadline)
             if record is not None and (result := self._ended(record)) is not None:
                 return result
@@ -86,7 +86,7 @@ class Operation:
         subject = f"{PREFIX}.evt.{self._project}.{decision.kind}.{decision.aggregate_id}.*"
         last: Progress | None = None
         async with self._connection.follow(subject, changed.set):
-            while time.monotonic() < deadline:
+            while monotonic() < deadline:
                 changed.clear()
                 record = await self.record()
                 if record is not None:
@@ -118,7 +118,7 @@ class Operation:
         return dict(found)
 
     async def _decided(self, timeout: float) -> Decision:
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         sent = asyncio.ensure_future(self._connection.decision(self.id))
         asked = asyncio.ensure_future(self._asked_decision(deadline))
         try:
@@ -137,7 +137,7 @@ class Operation:
         )
 
     async def _asked_decision(self, deadline: float) -> Decision | None:
-        while time.monotonic() < deadline:
+        while monotonic() < deadline:
             answer = await self._ask("decision", deadline)
             if answer is not None and isinstance(answer.get("accepted"), bool):
                 return msgspec.convert(answer, Decision, strict=False)
@@ -200,8 +200,8 @@ def progress_of(record: dict[str, Any]) -> Progress:
 
 
 def _deadline(timeout: float | None) -> float:
-    return float("inf") if timeout is None else time.monotonic() + timeout
+    return float("inf") if timeout is None else monotonic() + timeout
 
 
 def _left(deadline: float, most: float) -> float:
-    return max(0.01, min(most, deadline - time.monotonic()))
+    return max(0.01, min(most, deadline - monotonic()))

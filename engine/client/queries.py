@@ -7,12 +7,12 @@ as new as the projections: a command just accepted may not be in them yet.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from engine.client.connection import Connection
 from engine.client.errors import TimedOut
+from engine.clock import monotonic
 from engine.messages import query_subject
 
 
@@ -66,12 +66,12 @@ class Queries:
         self, model: str, *, every: float = 5.0, timeout: float | None = None, **key: Any
     ) -> AsyncIterator[dict[str, Any]]:
         """The answer of `watch`, again at each change: looked for at each event and every so many seconds."""
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        deadline = float("inf") if timeout is None else monotonic() + timeout
         last = await self.ask(model, "watch", **key)
         yield last
         changed = asyncio.Event()
         async with self._connection.follow(str(last["subject"]), changed.set):
-            while time.monotonic() < deadline:
+            while monotonic() < deadline:
                 changed.clear()
                 answer = await self.ask(model, "watch", **key)
                 # The position moves with everybody's events.
@@ -79,7 +79,7 @@ class Queries:
                     last = answer
                     yield answer
                 try:
-                    async with asyncio.timeout(min(every, max(0.0, deadline - time.monotonic()))):
+                    async with asyncio.timeout(min(every, max(0.0, deadline - monotonic()))):
                         await changed.wait()
                 except TimeoutError:
                     continue
