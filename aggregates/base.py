@@ -94,14 +94,18 @@ class Created(Event, LibraryAggregate.Created):
 class Transitioned(Event):
     """Base of lifecycle events: the state entered, the operation it belongs to.
 
-    Further fields are facts, set on the aggregate by name.
+    Further fields are facts, set on the aggregate by name. `commanded`: a command led to it, maybe while an effect
+    was being paid.
     """
+
+    commanded: ClassVar[bool] = False
 
     state: str
     operation_id: UUID
 
     def apply(self, aggregate: Any) -> None:
         """Assign; never ask the chart."""
+        aggregate.overtaken = self.commanded and aggregate.operation is not None and aggregate.parked is None
         aggregate.state = self.state
         aggregate.entered = self.originator_version
         aggregate.attempts = 0
@@ -155,6 +159,19 @@ class LateOutcome(Event):
             setattr(aggregate, name, value)
 
 
+class CallUnanswered(Event):
+    """A call of the effect may have gone out and its answer is not known: until then it may still be carried out."""
+
+    operation_id: UUID
+    effect: str
+    until: datetime
+
+    def apply(self, aggregate: Any) -> None:
+        """Remember the latest moment."""
+        known = aggregate.unanswered_until
+        aggregate.unanswered_until = self.until if known is None else max(known, self.until)
+
+
 _BASE_FIELDS = {"originator_id", "originator_version", "timestamp", "state", "operation_id"}
 _facts_of: dict[type, dict[str, Any]] = {}
 
@@ -196,7 +213,10 @@ class Owed(Generic[A]):
 
 
 class Obligation(msgspec.Struct, frozen=True, kw_only=True):
-    """An effect owed now, under its idempotency key: the same over all attempts and restarts."""
+    """An effect owed now, under its idempotency key: the same over all attempts and restarts.
+
+    `not_before`: what clears away what calls have left is paid only when no unanswered one can be carried out later.
+    """
 
     aggregate_id: UUID
     entered: int
@@ -205,6 +225,7 @@ class Obligation(msgspec.Struct, frozen=True, kw_only=True):
     then: str
     facts: dict[str, Any]
     attempts: int
+    not_before: datetime | None = None
 
     @property
     def key(self) -> str:
@@ -238,6 +259,9 @@ class Lifecycled(LibraryAggregate):
         self.attempts = 0
         self.retry_at: datetime | None = None
         self.parked: Parked | None = None
+        self.unanswered_until: datetime | None = None
+        # The state was entered by a command while what the one before owed was maybe being paid.
+        self.overtaken = False
 
     @classmethod
     def owes_in(cls, state: str) -> bool:
@@ -254,14 +278,16 @@ class Lifecycled(LibraryAggregate):
         owed = self.owing.get(self.state)
         if owed is None:
             return None
+        effect = owed.effect(self)
         return Obligation(
             aggregate_id=self.id,
             entered=self.entered,
             state=self.state,
-            effect=owed.effect(self),
+            effect=effect,
             then=owed.then,
             facts=owed.facts(self),
             attempts=owed.attempts,
+            not_before=self.unanswered_until if effect.clears else None,
         )
 
     def take(self, transition: str, *, at: datetime, **facts: Any) -> None:
@@ -287,7 +313,7 @@ class Lifecycled(LibraryAggregate):
         return any(state in sources for state in configuration(self.chart, self.state))
 
     def note(self, event: str, *, at: datetime, **facts: Any) -> None:
-        """Record a fact that leaves the state as it is: AttemptFailed, OperationParked or LateOutcome.
+        """Record a fact that leaves the state as it is: one of `notes`, of the running operation.
 
         Raises `WrongFactsError` for a late outcome that no paid effect yields.
         """

@@ -25,6 +25,16 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         """Whether paying only waits and looks, so that it may be given up at any moment."""
         return False
 
+    @property
+    def makes(self) -> bool:
+        """Whether a call of it that is carried out late leaves something which must be removed or reverted."""
+        return False
+
+    @property
+    def clears(self) -> bool:
+        """Whether it removes or reverts what a call has left: too early, it would miss what is carried out late."""
+        return False
+
 
 class SendCommand(Effect, frozen=True, kw_only=True):
     """Another aggregate has decided the command; paid when its record is in the log.
@@ -45,14 +55,32 @@ class CloudEffect(Effect, frozen=True, kw_only=True):
     instance_id: UUID
 
 
-class EnsurePort(CloudEffect, frozen=True, kw_only=True):
+class MakingEffect(CloudEffect, frozen=True, kw_only=True):
+    """Something is made, or changed so that it must be confirmed."""
+
+    @property
+    def makes(self) -> bool:
+        """It does."""
+        return True
+
+
+class ClearingEffect(CloudEffect, frozen=True, kw_only=True):
+    """What was made is removed, or what was changed is reverted."""
+
+    @property
+    def clears(self) -> bool:
+        """It does."""
+        return True
+
+
+class EnsurePort(MakingEffect, frozen=True, kw_only=True):
     """There is a port of this name. Yields `port_id` and `address`."""
 
     name: str
     project: str
 
 
-class EnsureVolume(CloudEffect, frozen=True, kw_only=True):
+class EnsureVolume(MakingEffect, frozen=True, kw_only=True):
     """There is an available volume of this name and size (GiB). Yields `volume_id`."""
 
     name: str
@@ -66,7 +94,7 @@ class EnsureCredentials(CloudEffect, frozen=True, kw_only=True):
     """The guest's own broker credentials exist and are accepted. Yields no facts."""
 
 
-class EnsureServer(CloudEffect, frozen=True, kw_only=True):
+class EnsureServer(MakingEffect, frozen=True, kw_only=True):
     """There is an ACTIVE server of this name with that port. Yields `server_id` and `host`."""
 
     name: str
@@ -99,14 +127,14 @@ class RebootServer(CloudEffect, frozen=True, kw_only=True):
     hard: bool
 
 
-class ResizeServer(CloudEffect, frozen=True, kw_only=True):
+class ResizeServer(MakingEffect, frozen=True, kw_only=True):
     """The server has the flavor and awaits confirmation. Yields no facts."""
 
     server_id: str
     flavor_id: str
 
 
-class MigrateServer(CloudEffect, frozen=True, kw_only=True):
+class MigrateServer(MakingEffect, frozen=True, kw_only=True):
     """The server is on another host than `from_host` (`host` if given), to be confirmed. Yields `new_host`."""
 
     server_id: str
@@ -120,7 +148,7 @@ class ConfirmServer(CloudEffect, frozen=True, kw_only=True):
     server_id: str
 
 
-class RevertServer(CloudEffect, frozen=True, kw_only=True):
+class RevertServer(ClearingEffect, frozen=True, kw_only=True):
     """No resize or migration of the server awaits confirmation; flavor and host are the old ones. Yields no facts."""
 
     server_id: str
@@ -140,21 +168,28 @@ class StartServer(CloudEffect, frozen=True, kw_only=True):
     server_id: str
 
 
-class ServerAbsent(CloudEffect, frozen=True, kw_only=True):
+class ServerAbsent(ClearingEffect, frozen=True, kw_only=True):
     """No server of this name or id exists. Yields no facts."""
 
     name: str
     server_id: str | None
 
 
-class VolumeAbsent(CloudEffect, frozen=True, kw_only=True):
+class VolumeAbsent(ClearingEffect, frozen=True, kw_only=True):
     """No volume of this name or id exists. Yields no facts."""
 
     name: str
     volume_id: str | None
 
 
-class PortAbsent(CloudEffect, frozen=True, kw_only=True):
+class SurplusAbsent(ClearingEffect, frozen=True, kw_only=True):
+    """No volume of this name exists but the one to keep. Yields `removed`, the ids of those that did."""
+
+    name: str
+    keep: str
+
+
+class PortAbsent(ClearingEffect, frozen=True, kw_only=True):
     """No port of this name or id exists. Yields no facts."""
 
     name: str

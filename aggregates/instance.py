@@ -29,6 +29,7 @@ from aggregates.effects import Database, User
 from aggregates.instance_events import (
     TRANSITIONS,
     AttemptFailed,
+    CallUnanswered,
     InstanceRequested,
     LateOutcome,
     OperationParked,
@@ -99,6 +100,7 @@ class Instance(Lifecycled):
         self.target_host: str | None = None
         self.new_host: str | None = None
         self.hard = False
+        self.removed: tuple[str, ...] = ()
 
     @property
     def resource_name(self) -> str:
@@ -197,4 +199,4 @@ class Instance(Lifecycled):
 
 Instance.owing = OBLIGATIONS
 Instance.events = declare(Instance, TRANSITIONS)
-Instance.notes = {"AttemptFailed": AttemptFailed, "OperationParked": OperationParked, "LateOutcome": LateOutcome}
+Instance.notes = {each.__name__: each for each in (AttemptFailed, OperationParked, LateOutcome, CallUnanswered)}

@@ -1,4 +1,4 @@
-"""What can happen to an instance: one event class for each transition of its chart, and three notes.
+"""What can happen to an instance: one event class for each transition of its chart, and the notes beside.
 
 The class names are public: they stand in stored topics and in subjects. A fact is a field; whoever reads the log
 needs nothing else.
@@ -50,12 +50,18 @@ class LateOutcome(InstanceEvent, base.LateOutcome):
     """An effect was paid after the state had changed."""
 
 
+class CallUnanswered(InstanceEvent, base.CallUnanswered):
+    """A call to the cloud may have gone out and its answer is not known."""
+
+
 class Transition(InstanceEvent, base.Transitioned):
     """Base of the lifecycle's events."""
 
 
 class Requested(Transition):
     """Base of the events that begin an operation."""
+
+    commanded: ClassVar[bool] = True
 
     operation: Operation
     failure: None
@@ -145,6 +151,12 @@ class DatabasePrepared(Transition):
 
 class DatabaseHealthy(Transition):
     """The guest agent reported the database HEALTHY."""
+
+
+class SurplusRemoved(Transition):
+    """No volume is left of a call that went unanswered; those removed were never used."""
+
+    removed: tuple[str, ...]
 
 
 class DatabaseRestarted(Transition):
@@ -251,6 +263,7 @@ TRANSITIONS: tuple[type[Transition], ...] = (
     VolumeAttached,
     DatabasePrepared,
     DatabaseHealthy,
+    SurplusRemoved,
     DatabaseRestarted,
     DatabaseStopped,
     DatabaseStarted,

@@ -29,6 +29,7 @@ class InstanceLifecycle(StateChart[Any]):
         build_attachment = State()
         build_database = State()
         build_health = State()
+        build_surplus = State()
         undo_build_server = State()
         undo_build_volume = State()
         undo_build_port = State()
@@ -156,13 +157,15 @@ class InstanceLifecycle(StateChart[Any]):
     volume_attached = BUILD.build_attachment.to(BUILD.build_database)
     database_prepared = BUILD.build_database.to(BUILD.build_health)
     database_healthy = (
-        BUILD.build_health.to(ACTIVE)
+        BUILD.build_health.to(BUILD.build_surplus, cond="has_unanswered_calls")
+        | BUILD.build_health.to(ACTIVE)
         | REBOOT.restart_health.to(ACTIVE)
         | REBOOT.reboot_health.to(ACTIVE)
         | RESIZE.resize_flavor_health.to(RESIZE.resize_flavor_confirm)
         | MIGRATE.migrate_health.to(MIGRATE.migrate_confirm)
         | START.start_health.to(ACTIVE)
     )
+    surplus_removed = BUILD.build_surplus.to(ACTIVE)
     database_restarted = REBOOT.restart_database.to(REBOOT.restart_health)
     database_stopped = (
         REBOOT.reboot_stop.to(REBOOT.reboot_server)
@@ -248,6 +251,10 @@ class InstanceLifecycle(StateChart[Any]):
     def keeps_on_failure(self, subject: Any) -> bool:
         """The publisher asked to keep what was made, to look at it."""
         return bool(subject.keep_on_failure)
+
+    def has_unanswered_calls(self, subject: Any) -> bool:
+        """A call may have made something of which no answer told. A plan is made before there are calls."""
+        return subject is not None and subject.unanswered_until is not None
 
     def has_server(self, subject: Any) -> bool:
         """There is a guest that can be asked to stop its database."""

@@ -35,6 +35,7 @@ from aggregates.effects import (
     StartServer,
     StopDatabase,
     StopServer,
+    SurplusAbsent,
     VolumeAbsent,
 )
 
@@ -188,6 +189,11 @@ OBLIGATIONS: Mapping[str, Owed[Any]] = {
     "build_attachment": Owed("volume_attached", _attachment),
     "build_database": Owed("database_prepared", _prepare),
     "build_health": _health,
+    "build_surplus": Owed(
+        "surplus_removed",
+        lambda i: SurplusAbsent(instance_id=i.id, name=i.resource_name, keep=i.volume_id or ""),
+        attempts=STUBBORN,
+    ),
     "undo_build_server": _server_gone,
     "undo_build_volume": _volume_gone,
     "undo_build_port": _port_gone,

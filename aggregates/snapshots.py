@@ -68,7 +68,7 @@ _ENVELOPE = {"originator_id", "originator_version", "timestamp", "created_on"}
 class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     """An instance at one version."""
 
-    TOPIC: ClassVar[str] = "instance.Snapshot.1"
+    TOPIC: ClassVar[str] = "instance.Snapshot.2"
     of: ClassVar[type[Any]] = Instance
 
     state: str
@@ -77,6 +77,8 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     attempts: int
     retry_at: datetime | None
     parked: Parked | None
+    unanswered_until: datetime | None
+    overtaken: bool
     failure: Failure | None
     name: str
     flavor: Flavor
@@ -101,6 +103,7 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     target_host: str | None
     new_host: str | None
     hard: bool
+    removed: tuple[str, ...]
 
 
 class QuotaSnapshot(Snapshot, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 One task and at most one effect in flight for each aggregate; whatever dies, the next start lists who owes and goes on
 under the same idempotency keys. An effect may be paid twice across a crash, never with two results: effects ensure.
+A call whose answer nobody knows is recorded, and what would miss its late effect is paid only after that.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from aggregates.base import Event, Failure, Lifecycled, Obligation, WrongFactsEr
 from aggregates.effects import Effect
 from engine import crash_points
 from engine.clock import Now, utc_now
-from engine.clouds.port import FinalError, PayError, TransientError
+from engine.clouds.port import FinalError, PayError, UnknownOutcomeError
 from engine.hot import HotAggregates, Turn
 from engine.store import Conflict, EventStore
 from engine.tasks import end
@@ -33,7 +34,10 @@ LONGEST_PAUSE = 60.0
 
 
 class Settler:
-    """Pays for every aggregate that owes. `pay` is given the effect and its key, and bounds its own calls."""
+    """Pays for every aggregate that owes. `pay` is given the effect and its key, and bounds its own calls.
+
+    `latest_effect`: the cloud's; nothing where no call outlives the process that made it.
+    """
 
     def __init__(
         self,
@@ -42,12 +46,14 @@ class Settler:
         pay: Pay,
         *,
         limit: int = 64,
+        latest_effect: timedelta = timedelta(0),
         now: Now = utc_now,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
         self._hot = hot
         self._pay = pay
+        self._latest_effect = latest_effect
         self._now = now
         self._jitter = jitter
         self._slots = asyncio.Semaphore(limit)
@@ -96,20 +102,42 @@ class Settler:
     # --- one aggregate --------------------------------------------------------------------------------------------
 
     async def _settle(self, aggregate_id: UUID) -> None:
+        taken_up = False
         while True:
             self._again.discard(aggregate_id)
             self._changed[aggregate_id].clear()
-            async with self._hot.turn(aggregate_id) as turn:
-                owed = _owed(turn)
-                retry_at = turn.aggregate.retry_at if owed is not None else None
-            if owed is None:
-                return
-            if retry_at is not None and not await self._wait_until(retry_at, aggregate_id):
-                continue
             try:
+                async with self._hot.turn(aggregate_id) as turn:
+                    if not taken_up:
+                        await self._take_up(turn)
+                    taken_up = True
+                    owed = _owed(turn)
+                    wait_until = None if owed is None else _latest(turn.aggregate.retry_at, owed.not_before)
+                if owed is None:
+                    return
+                if wait_until is not None and not await self._wait_until(wait_until, aggregate_id):
+                    continue
                 await self._step(owed)
             except Conflict as lost:
+                # Somebody else writes as well, and may call the cloud.
+                taken_up = False
                 log.info("settler_lost_a_version", aggregate_id=str(aggregate_id), error=str(lost))
+
+    async def _take_up(self, turn: Turn) -> None:
+        """Reckon with a call of whoever paid before: an operation that began here had no such state first.
+
+        No state that begins an operation makes anything, so one that does was entered by an earlier task; so was the
+        one before a state that was entered by a command in the middle of an operation.
+        """
+        owed = _owed(turn)
+        if owed is not None and (owed.effect.makes or turn.aggregate.overtaken):
+            self._note_unanswered(turn.aggregate, owed.effect)
+            await self._hot.commit(turn)
+
+    def _note_unanswered(self, aggregate: Lifecycled, effect: Effect) -> None:
+        if self._latest_effect:
+            now = self._now()
+            aggregate.note("CallUnanswered", at=now, effect=effect.type_name, until=now + self._latest_effect)
 
     async def _wait_until(self, moment: datetime, aggregate_id: UUID) -> bool:
         """Sleep; False when the aggregate changed meanwhile."""
@@ -133,13 +161,18 @@ class Settler:
             try:
                 self._record(aggregate, owed, outcome)
             except WrongFactsError as wrong:
-                self._record_failure(aggregate, owed, FinalError("wrong_facts", str(wrong)))
+                if aggregate.entered == owed.entered:
+                    self._record_failure(aggregate, owed, FinalError("wrong_facts", str(wrong)))
+                else:
+                    log.exception("late_outcome_not_recorded", aggregate_id=str(aggregate.id))
             await self._hot.commit(turn)
         crash_points.reach("after_append", owed.state)
 
     def _record(self, aggregate: Lifecycled, owed: Obligation, outcome: dict[str, Any] | PayError | None) -> None:
         if outcome is None:
             return
+        if isinstance(outcome, UnknownOutcomeError) and owed.effect.makes:
+            self._note_unanswered(aggregate, owed.effect)
         if aggregate.entered != owed.entered:
             if isinstance(outcome, dict) and outcome:
                 aggregate.note("LateOutcome", at=self._now(), effect=owed.effect.type_name, facts=outcome)
@@ -151,26 +184,30 @@ class Settler:
     async def _paid(self, owed: Obligation) -> dict[str, Any] | PayError | None:
         """The facts, or the error; None when the state changed while the effect only waited."""
         changed = self._changed[owed.aggregate_id]
-        paying = asyncio.ensure_future(self._pay(owed.effect, owed.key))
+        paying = asyncio.create_task(self._paying(owed))
         waiting = asyncio.create_task(changed.wait())
         try:
             await asyncio.wait((paying, waiting), return_when=asyncio.FIRST_COMPLETED)
             if not paying.done() and owed.effect.waits:
-                paying.cancel()
+                await end(paying)
+                if paying.cancelled():
+                    return None
             return dict(await paying)
         except PayError as error:
             return error
         except asyncio.CancelledError:
-            if paying.cancelled() and changed.is_set():
-                return None
             paying.cancel()
             raise
         except Exception as error:
-            # A defect of ours must not stop the operation without a word: it is retried, then fails visibly.
+            # A defect of ours must not stop the operation without a word: it is retried, then fails visibly. Nobody
+            # knows how far it came.
             log.exception("effect_broke", effect=owed.effect.type_name, aggregate_id=str(owed.aggregate_id))
-            return TransientError("internal_error", f"{type(error).__name__}: {error}")
+            return UnknownOutcomeError("internal_error", f"{type(error).__name__}: {error}")
         finally:
             waiting.cancel()
+
+    async def _paying(self, owed: Obligation) -> Mapping[str, Any]:
+        return await self._pay(owed.effect, owed.key)
 
     def _record_failure(self, aggregate: Lifecycled, owed: Obligation, error: PayError) -> None:
         now = self._now()
@@ -212,6 +249,10 @@ def _owed(turn: Turn) -> Obligation | None:
     if not isinstance(aggregate, Lifecycled) or aggregate.parked is not None:
         return None
     return aggregate.owes()
+
+
+def _latest(*moments: datetime | None) -> datetime | None:
+    return max((moment for moment in moments if moment is not None), default=None)
 
 
 def _pause(attempt: int, jitter: float) -> float:

@@ -64,7 +64,15 @@ class Worker:
             self._catalogue = await self._cloud.catalogue()
             hot = HotAggregates(self._store)
             payer = Payer(self._client, self._store, self._cloud, self._guests)
-            settler = Settler(self._store, hot, payer.pay, limit=self._in_flight, now=self._now, jitter=self._jitter)
+            settler = Settler(
+                self._store,
+                hot,
+                payer.pay,
+                limit=self._in_flight,
+                latest_effect=self._cloud.latest_effect,
+                now=self._now,
+                jitter=self._jitter,
+            )
             log.info("worker_started")
             await run_together(
                 settler=settler.run(),

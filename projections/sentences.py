@@ -63,6 +63,15 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
         f"{e.effect} was paid after the state had changed; known from it: "
         f"{', '.join(f'{name} {value}' for name, value in e.facts.items()) or 'nothing'}."
     ),
+    "instance.CallUnanswered": lambda e: (
+        f"A call of {e.effect} may have gone out and its answer is not known; until {e.until:%Y-%m-%d %H:%M:%S} UTC it "
+        "may still be carried out."
+    ),
+    "instance.SurplusRemoved": lambda e: (
+        f"Surplus volumes of unanswered calls were removed: {', '.join(e.removed)}."
+        if e.removed
+        else "No call that went unanswered has left a surplus volume."
+    ),
     "quota.ReservationChanged": lambda e: (
         f"The quota holds {e.held.ram} MiB and {e.held.volumes} GiB for instance {e.instance_id}."
     ),

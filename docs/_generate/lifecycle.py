@@ -79,7 +79,7 @@ def _owing() -> str:
                 code(state),
                 code(effect(state)),
                 code(Instance.owing[state].then),
-                code(entered(state, Instance.owing[state].then) or ""),
+                " or ".join(code(to) for to in transitions(Instance.chart)[Instance.owing[state].then][state]),
                 _failing(state),
             )
             for state in leaves()

@@ -142,6 +142,8 @@ class SimulatedCloud:
                 return self._pay_port(effect)
             case effects.EnsureVolume() | effects.ExtendVolume() | effects.VolumeAbsent() | effects.EnsureAttachment():
                 return self._pay_volume(effect)
+            case effects.SurplusAbsent():
+                return self._pay_surplus(effect)
             case effects.EnsureServer() | effects.ServerAbsent():
                 return self._pay_server(effect)
         return self._change_server(effect, key)
@@ -198,6 +200,13 @@ class SimulatedCloud:
             case _:
                 return {"volume_id": self._ensure_volume(effect).id}
         return {}
+
+    def _pay_surplus(self, effect: effects.SurplusAbsent) -> Facts:
+        surplus = [v for v in self._volumes.values() if v.name == effect.name and v.id != effect.keep]
+        for volume in surplus:
+            _refuse_in_use("volume", volume.id, volume.server_id)
+            self._drop("volume", self._volumes, volume)
+        return {"removed": [volume.id for volume in surplus]}
 
     def _ensure_volume(self, effect: effects.EnsureVolume) -> Volume:
         volume = next(iter(_named(self._volumes, effect.name, None)), None)

@@ -20,7 +20,19 @@ from aggregates.commands import Command, CreateInstance, Migrate, Reboot, Resize
 from aggregates.instance import Instance
 from engine.mapper import MsgspecMapper
 from engine.store import fold
-from tests.support.given import EXAMPLES, NOON, YIELDS, advance, context, fail, pay, requested, settle, started
+from tests.support.given import (
+    EXAMPLES,
+    NOON,
+    YIELDS,
+    advance,
+    context,
+    fail,
+    pay,
+    requested,
+    settle,
+    started,
+    unanswered,
+)
 
 ID = UUID(int=7)
 LEAVES = {state.id for _, state in base._walk(Instance.chart.states) if not state.states}
@@ -43,6 +55,7 @@ steps = st.one_of(
     st.tuples(st.just("attempt"), words),
     st.tuples(st.just("park"), words),
     st.just("late"),
+    st.just("unanswered"),
     commands,
 )
 stories = st.lists(steps, max_size=25)
@@ -73,6 +86,8 @@ def tell(instance: Instance, step: Any) -> None:
             )
         case ("park", text) if owed is not None:
             instance.note("OperationParked", at=NOON, effect=owed.effect.type_name, code="cloud_error", message=text)
+        case "unanswered" if owed is not None:
+            unanswered(instance)
         case "late" if owed is not None:
             instance.note("LateOutcome", at=NOON, effect="EnsureServer", facts=YIELDS["server_created"])
 

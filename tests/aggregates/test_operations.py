@@ -5,12 +5,21 @@ The tables follow the design of the operations: order, undo, point of no return.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from aggregates.base import Parked, WrongFactsError
-from aggregates.effects import ExtendVolume, MigrateServer, PortAbsent, RevertServer, SendCommand, StartDatabase
+from aggregates.effects import (
+    ExtendVolume,
+    MigrateServer,
+    PortAbsent,
+    RevertServer,
+    SendCommand,
+    StartDatabase,
+    SurplusAbsent,
+)
 from aggregates.instance import Instance
 from tests.aggregates.story import given, names
 from tests.support.given import (
@@ -25,6 +34,7 @@ from tests.support.given import (
     requested,
     settle,
     started,
+    unanswered,
 )
 
 BUILD_DATABASE = "build_database build_health"
@@ -148,6 +158,7 @@ PAID = {
     "port_deleted": "PortAbsent",
     "volume_deleted": "VolumeAbsent",
     "credentials_revoked": "CredentialsAbsent",
+    "surplus_removed": "SurplusAbsent",
 }
 # An undone resize gives back what it had asked for by asking for the old again.
 RESERVES_THE_OLD = {"undo_resize_volume_quota", "undo_resize_flavor_quota"}
@@ -349,6 +360,68 @@ def test_the_key_of_an_effect_is_the_same_over_all_attempts_and_another_in_the_n
     second = instance.owes()
     assert second is not None
     assert second.key == f"{instance.id}:4:EnsureVolume"
+
+
+# --- unanswered calls ------------------------------------------------------------------------------------------
+
+LATER = NOON + timedelta(seconds=60)
+CLEARING = {"ServerAbsent", "VolumeAbsent", "PortAbsent", "SurplusAbsent", "RevertServer"}
+
+
+def test_a_create_with_an_unanswered_call_looks_for_surplus_before_it_is_active() -> None:
+    instance = advance(unanswered(requested()), "build_surplus")
+    owed = instance.owes()
+    assert owed is not None
+    assert owed.effect == SurplusAbsent(instance_id=instance.id, name=instance.resource_name, keep="volume-1")
+    assert owed.not_before == LATER
+    pay(instance)
+    assert (instance.state, given(instance).removed) == ("ACTIVE", ("volume-2",))
+
+
+def test_a_create_whose_calls_were_all_answered_makes_no_extra_call() -> None:
+    assert "build_surplus" not in settle(requested())
+
+
+def test_a_surplus_that_cannot_be_removed_undoes_no_healthy_database() -> None:
+    assert not advance(unanswered(requested()), "build_surplus").can("failed")
+
+
+def test_the_latest_moment_of_all_unanswered_calls_counts() -> None:
+    instance = unanswered(advance(requested(), "build_port"))
+    instance.note("CallUnanswered", at=NOON, effect="EnsurePort", until=NOON)
+    assert given(instance).unanswered_until == LATER
+
+
+@pytest.mark.parametrize("state", [state for state in everywhere() if Instance.owes_in(state)])
+def test_only_what_clears_away_waits_until_no_call_can_be_carried_out_any_more(state: str) -> None:
+    owed = unanswered(everywhere()[state]).owes()
+    assert owed is not None
+    assert owed.effect.clears == (owed.effect.type_name in CLEARING)
+    assert owed.not_before == (LATER if owed.effect.clears else None)
+
+
+@pytest.mark.parametrize("command", PATHS)
+def test_no_operation_begins_with_an_effect_that_makes_something(command: str) -> None:
+    owed = started(command).owes()
+    assert owed is not None
+    assert not owed.effect.makes
+
+
+def test_a_state_entered_by_a_deletion_may_overtake_a_call_until_it_is_left() -> None:
+    instance = advance(requested(), "build_volume")
+    before = instance.overtaken
+    instance.execute(EXAMPLES["delete_instance"], context())
+    entered = instance.overtaken
+    pay(instance)
+    assert (before, entered, given(instance).overtaken) == (False, True, False)
+
+
+def test_a_deletion_of_what_is_settled_or_parked_overtakes_nothing() -> None:
+    parked = advance(started("resize_volume"), "resize_volume_grow")
+    parked.note("OperationParked", at=NOON, effect="GrowFileSystem", code="guest_error", message="no space")
+    for instance in (active(), parked):
+        instance.execute(EXAMPLES["delete_instance"], context())
+        assert not instance.overtaken
 
 
 # --- attempts and parking -----------------------------------------------------------------------------------------

@@ -223,6 +223,15 @@ def _late() -> Sequence[Any]:
     return teller.events()
 
 
+def _surplus() -> Sequence[Any]:
+    teller = Teller("create_instance")
+    teller.until("build_volume")
+    teller.note("CallUnanswered", effect="EnsureVolume", until=NOON + 60 * STEP)
+    teller.attempt(1)
+    teller.settle()
+    return teller.events()
+
+
 def _long_life() -> Sequence[Any]:
     teller = Teller("create_instance")
     teller.settle()
@@ -273,6 +282,7 @@ OTHERS: dict[str, Callable[[], Sequence[Any]]] = {
     "create_instance-kept": _kept,
     "create_instance-hindered": _hindered,
     "create_instance-late_outcome": _late,
+    "create_instance-surplus": _surplus,
     "instance-long_life": _long_life,
     "health": _health,
     "quota": _quota,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from copy import deepcopy
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 from uuid import UUID, uuid4
@@ -50,6 +50,7 @@ YIELDS: dict[str, dict[str, Any]] = {
     "server_created": {"server_id": "server-1", "host": "host-1"},
     "database_prepared": {"port": 5432},
     "server_migrated": {"new_host": "host-2"},
+    "surplus_removed": {"removed": ("volume-2",)},
 }
 
 # One good command of every name that an existing instance knows.
@@ -102,6 +103,12 @@ def fail(instance: Instance, code: str = "cloud_error", message: str = "No valid
     instance.take("failed", at=NOON, failure=Failure(code=code, message=message, state=instance.state))
 
 
+def unanswered(instance: Instance) -> Instance:
+    """The instance, with a call on record whose answer nobody knows."""
+    instance.note("CallUnanswered", at=NOON, effect="EnsureVolume", until=NOON + timedelta(seconds=60))
+    return instance
+
+
 def settle(instance: Instance) -> list[str]:
     """Pay all that is owed, every effect succeeding; the states passed."""
     passed = []
@@ -144,9 +151,9 @@ def everywhere() -> dict[str, Instance]:
 
 @cache
 def _everywhere() -> dict[str, Instance]:
-    first = requested()
-    found = {first.state: first}
-    queue = deque([first, requested(keep_on_failure=True)])
+    first, surplus = requested(), advance(unanswered(requested()), "build_surplus")
+    found = {first.state: first, surplus.state: surplus}
+    queue = deque([first, requested(keep_on_failure=True), surplus])
     while queue:
         instance = queue.popleft()
         for following in _following(instance):

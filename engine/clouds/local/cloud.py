@@ -182,6 +182,7 @@ class LocalCloud:
                 | effects.PortAbsent(name=name)
                 | effects.EnsureVolume(name=name)
                 | effects.VolumeAbsent(name=name)
+                | effects.SurplusAbsent(name=name)
                 | effects.ServerAbsent(name=name)
             ):
                 return name
@@ -222,6 +223,8 @@ class LocalCloud:
                 self._volumes.remove(effect, lock)
             case effects.ServerAbsent():
                 self._servers.remove(effect)
+            case effects.SurplusAbsent():
+                return {"removed": ()}  # a name is claimed by one volume at a time, so there is never another
             case _:
                 return self._act_on_server(effect, key, lock)
         return {}
