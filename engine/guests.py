@@ -24,6 +24,7 @@ from aggregates.effects import (
     StartDatabase,
     StopDatabase,
 )
+from engine import crash_points
 from engine.clock import monotonic
 from engine.clouds.port import FinalError, TransientError
 from engine.messages import (
@@ -131,10 +132,12 @@ class Guests:
 
     async def _ask(self, effect: GuestEffect, verb: GuestVerb, request: GuestRequest) -> GuestReply | None:
         """One request; None when no answer came."""
+        crash_points.reach("call", verb)
         try:
             message = await self._client.request(
                 guest_subject(effect.instance_id, verb), msgspec.json.encode(request), timeout=request.wait + SLACK
             )
+            crash_points.reach("answer", verb)
             return msgspec.json.decode(message.data, type=GuestReply)
         except (nats.errors.NoRespondersError, nats.errors.TimeoutError, TimeoutError, nats.errors.Error, OSError):
             return None

@@ -20,6 +20,7 @@ from nats.js.errors import APIError
 from aggregates.base import Event
 from aggregates.effects import CloudEffect, Effect, GuestEffect, SendCommand
 from aggregates.record import CommandAccepted, CommandRejected, record_id
+from engine import crash_points
 from engine.clock import monotonic
 from engine.clouds.port import Cloud, FinalError, TransientError
 from engine.messages import MSG_ID, CommandEnvelope, CommandSubject, message_id
@@ -86,10 +87,12 @@ class Payer:
         body = msgspec.json.encode(envelope)
         subject = CommandSubject(effect.project, effect.kind, str(effect.aggregate_id), effect.command)
         headers = {MSG_ID: message_id(effect.project, command_id, body)}
+        crash_points.reach("call", effect.command)
         try:
             await self._stream.publish(str(subject), body, headers=headers, timeout=10)
         except (nats.errors.Error, APIError, TimeoutError, OSError) as error:
             raise TransientError("broker_unavailable", f"{effect.command} could not be sent: {error!r}") from error
+        crash_points.reach("answer", effect.command)
 
     async def _decided(
         self, project: str, command_id: UUID, committed: asyncio.Event

@@ -20,6 +20,7 @@ import structlog
 from nats.aio.client import Client
 
 from aggregates.base import Event
+from engine import crash_environment
 from engine.broker import BrokerError, BrokerSettings, connect, ensure_streams, require_durable, shown
 from engine.clouds.local import LocalCloud
 from engine.credentials import GuestCredentials, inbox_prefix
@@ -208,6 +209,7 @@ class _Process:
 
 @asynccontextmanager
 async def _process(settings: Settings) -> AsyncIterator[_Process]:
+    crash_environment.listen()
     async with AsyncExitStack() as stack:
         process = _Process(settings, stack)
         process.state.prepare()

@@ -1,0 +1,283 @@
+"""The runs of the crash matrix, found by walking the charts: nobody lists them, so nobody can forget one.
+
+Every owing state is passed and every transition taken that commands, paid effects and failures can lead to; of the
+runs that do so only those are kept that show something new. It is pure: what the runs show is for the harness to see.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from copy import copy
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+
+from aggregates import base
+from aggregates.base import Context, Failure, Lifecycled, Refusal
+from aggregates.commands import COMMANDS, Command, CreateInstance
+from engine.clouds.simulated import CATALOGUE
+from engine.inbox import AGGREGATES
+from tests.support.given import EXAMPLES
+from tests.support.publisher import CREATE
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+ID = UUID(int=1)
+
+Edge = tuple[str, str, str]  # the event, the state that was left, the state that was entered
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One command, and what is to go wrong from when it is sent on.
+
+    `fails`: the owing states whose effects fail for good. `during`: the owing state in which the operation before must
+    be when it is sent, parked or on its way; None: settled.
+    """
+
+    command: Command
+    fails: tuple[str, ...] = ()
+    during: str | None = None
+    parked: bool = False
+
+    def __str__(self) -> str:
+        given = [name for name in self.command.__struct_fields__ if getattr(self.command, name) is True]
+        said = self.command.wire_name() + (f" ({', '.join(given)})" if given else "")
+        said += f" failing in {' and '.join(self.fails)}" if self.fails else ""
+        if self.during:
+            said += f" while {'parked' if self.parked else ''} in {self.during}".replace("  ", " ")
+        return said
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True):
+    """`before` leads to the settled state `begins`; `steps` are the run itself, which ends in the settled state `ends`.
+
+    `shows` are the edges for whose sake it is run.
+    """
+
+    kind: str
+    before: tuple[Step, ...]
+    steps: tuple[Step, ...]
+    begins: str
+    ends: str
+    shows: frozenset[Edge]
+
+    @property
+    def operation(self) -> str:
+        """The name of the command under test: the last one."""
+        return self.steps[-1].command.wire_name()
+
+    @property
+    def name(self) -> str:
+        """What happens, in one line: unique among the scenarios."""
+        return f"{', '.join(str(step) for step in self.steps)}" + (f" from {self.begins}" if self.begins else "")
+
+
+class _Walk:
+    """One aggregate on its way, and the edges that it took since the last command."""
+
+    def __init__(self, kind: type[Lifecycled], aggregate: Lifecycled | None = None) -> None:
+        self.kind = kind
+        self.aggregate: Any = aggregate
+        self.edges: list[Edge] = []
+
+    @property
+    def state(self) -> str:
+        """The state; empty while there is nothing."""
+        return "" if self.aggregate is None else str(self.aggregate.state)
+
+    @property
+    def parked(self) -> bool:
+        """Whether paying has stopped."""
+        return self.aggregate is not None and self.aggregate.parked is not None
+
+    @property
+    def owing(self) -> bool:
+        """Whether something is owed and may be paid."""
+        return self.aggregate is not None and self.aggregate.owes() is not None and not self.parked
+
+    def after(self, command: Command) -> _Walk | None:
+        """What this walk is after the command; None when that is refused or changes nothing."""
+        walk = self._copy()
+        walk.edges = []
+        source = walk.state
+        try:
+            if walk.aggregate is None:
+                if not command.creates:
+                    return None
+                walk.aggregate = walk.kind.create(ID, command, _context())  # type: ignore[attr-defined]
+            else:
+                walk.aggregate.execute(addressed(command, walk.aggregate), _context())
+        except Refusal:
+            return None
+        walk._took(source)
+        return walk if walk.edges else None
+
+    def paid(self) -> _Walk:
+        """What it is once what is owed is paid."""
+        walk = self._copy()
+        source, owed = walk.state, walk.aggregate.owes()
+        recorded = base._facts(walk.aggregate.events[owed.then])
+        made_up = {name: _specimen(kind) for name, kind in recorded.items() if name not in owed.facts}
+        walk.aggregate.take(owed.then, at=NOON, **made_up, **owed.facts)
+        walk._took(source)
+        return walk
+
+    def failed(self) -> _Walk:
+        """What it is once what is owed has failed for good."""
+        walk = self._copy()
+        source, aggregate = walk.state, walk.aggregate
+        if aggregate.can("failed"):
+            aggregate.take("failed", at=NOON, failure=Failure(code="refused", message="as told", state=source))
+        else:
+            effect = aggregate.owes().effect.type_name
+            aggregate.note("OperationParked", at=NOON, effect=effect, code="refused", message="as told")
+        walk._took(source)
+        return walk
+
+    def _copy(self) -> _Walk:
+        walk = copy(self)
+        walk.edges = list(self.edges)
+        if self.aggregate is not None:
+            walk.aggregate = copy(self.aggregate)  # facts are replaced, never changed
+            vars(walk.aggregate)["_pending_events"] = []
+        return walk
+
+    def _took(self, source: str) -> None:
+        self.edges += [(type(event).__name__, source, self.state) for event in self.aggregate.collect_events()]
+
+
+class Matrix:
+    """The scenarios of one kind of aggregate. `examples`: good commands to it, in the order in which they are tried."""
+
+    def __init__(self, kind: type[Lifecycled], examples: Sequence[Command]) -> None:
+        self._kind = kind
+        self._commands = [variant for example in examples for variant in _variants(example)]
+        self._interrupted: set[tuple[str, str, bool]] = set()
+
+    def scenarios(self) -> list[Scenario]:
+        """Those that together show all there is. The same edge counts anew after another command, or after parking."""
+        kept: list[Scenario] = []
+        shown: set[tuple[str, bool, Edge]] = set()
+        for found in self._found():
+            told = (found.operation, found.steps[-1].parked)
+            new = {edge for edge in found.shows if (*told, edge) not in shown}
+            if new:
+                shown |= {(*told, edge) for edge in new}
+                kept.append(msgspec.structs.replace(found, shows=frozenset(new)))
+        return kept
+
+    def _found(self) -> Iterator[Scenario]:
+        """All runs, from each settled state as it is reached by the fewest commands."""
+        origins: deque[tuple[tuple[Step, ...], _Walk]] = deque([((), _Walk(self._kind))])
+        reached = {""}
+        while origins:
+            before, origin = origins.popleft()
+            for command in self._commands:
+                begun = origin.after(command)
+                if begun is None or not begun.owing:
+                    continue
+                for steps, end in self._runs((Step(command=command),), begun):
+                    yield Scenario(
+                        kind=self._kind.kind,
+                        before=before,
+                        steps=steps,
+                        begins=origin.state,
+                        ends=end.state,
+                        shows=frozenset(end.edges),
+                    )
+                    if end.state not in reached:
+                        reached.add(end.state)
+                        origins.append(((*before, *steps), end))
+
+    def _runs(self, steps: tuple[Step, ...], begun: _Walk) -> Iterator[tuple[tuple[Step, ...], _Walk]]:
+        """Every way on from here: all goes well; each state fails; each state is interrupted by each command."""
+        passed, end = _passed(begun)
+        if not end.parked:
+            yield steps, end
+        for walk in reversed(passed):  # the later it fails, the more there is to undo
+            failing = msgspec.structs.replace(steps[-1], fails=(*steps[-1].fails, walk.state))
+            if walk.state not in steps[-1].fails and len(failing.fails) <= MOST_FAILURES:
+                yield from self._after_failure((*steps[:-1], failing), walk.failed())
+        for walk in passed:
+            yield from self._interruptions(steps, walk)
+
+    def _after_failure(self, steps: tuple[Step, ...], walk: _Walk) -> Iterator[tuple[tuple[Step, ...], _Walk]]:
+        if walk.owing:
+            yield from self._runs(steps, walk)
+        elif walk.parked:
+            yield from self._interruptions(steps, walk)
+        else:
+            yield steps, walk
+
+    def _interruptions(self, steps: tuple[Step, ...], walk: _Walk) -> Iterator[tuple[tuple[Step, ...], _Walk]]:
+        if len(steps) >= MOST_STEPS:
+            return
+        for command in self._commands:
+            step = Step(command=command, during=walk.state, parked=walk.parked)
+            key = (repr(command), walk.state, walk.parked)
+            if key in self._interrupted or (after := walk.after(command)) is None:
+                continue
+            self._interrupted.add(key)
+            end = _passed(after)[1]
+            if not end.parked:
+                yield (*steps, step), end
+
+
+MOST_FAILURES = 2  # one that leads into compensation, one that parks it
+MOST_STEPS = 2  # a command, and one that interrupts it
+
+
+def scenarios() -> list[Scenario]:
+    """Of every aggregate that has a lifecycle."""
+    found = []
+    for name, kind in AGGREGATES.items():
+        if issubclass(kind, Lifecycled):
+            found += Matrix(kind, examples(name)).scenarios()
+    return found
+
+
+def examples(kind: str) -> list[Command]:
+    """One good command of each name that the aggregate knows; those that create first."""
+    known = {"create_instance": msgspec.convert(CREATE, CreateInstance), **EXAMPLES}
+    found = [known.get(name) or command() for (of, name), command in COMMANDS.items() if of == kind]
+    return sorted(found, key=lambda command: not command.creates)
+
+
+def addressed(command: Command, aggregate: Lifecycled) -> Command:
+    """The command, about the operation that runs when it is about any."""
+    operation = aggregate.operation
+    if operation is None or "operation_id" not in command.__struct_fields__:
+        return command
+    return msgspec.structs.replace(command, operation_id=operation.id)
+
+
+def _variants(example: Command) -> Iterator[Command]:
+    """The example, and the example with each of its flags set the other way."""
+    yield example
+    for name in example.__struct_fields__:
+        value = getattr(example, name)
+        if isinstance(value, bool):
+            yield msgspec.structs.replace(example, **{name: not value})
+
+
+def _passed(walk: _Walk) -> tuple[list[_Walk], _Walk]:
+    """The walk in each owing state that it passes when all goes well, itself first, and where it ends."""
+    passed = []
+    while walk.owing:
+        passed.append(walk)
+        walk = walk.paid()
+    return passed, walk
+
+
+def _context() -> Context:
+    return Context(at=NOON, command_id=uuid4(), actor="crash", project="acme", partition=0, catalogue=CATALOGUE)
+
+
+def _specimen(kind: Any) -> Any:
+    """Some value of a fact's type, for the walk alone."""
+    try:
+        return msgspec.convert({str: "made-up", int: 1, bool: True, float: 1.0}.get(kind), kind)
+    except msgspec.ValidationError as wrong:
+        raise TypeError(f"the walk cannot make up a fact of type {kind}") from wrong
