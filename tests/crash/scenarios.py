@@ -32,18 +32,21 @@ Edge = tuple[str, str, str]  # the event, the state that was left, the state tha
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One command, and what is to go wrong from when it is sent on.
 
-    `fails`: the owing states whose effects fail for good. `during`: the owing state in which the operation before must
-    be when it is sent, parked or on its way; None: settled.
+    `fails`: the owing states whose effects fail for good. `unanswered`: the one in which the answer of the call that
+    makes something is lost, once. `during`: the owing state in which the operation before must be when it is sent,
+    parked or on its way; None: settled.
     """
 
     command: Command
     fails: tuple[str, ...] = ()
+    unanswered: str | None = None
     during: str | None = None
     parked: bool = False
 
     def __str__(self) -> str:
         given = [name for name in self.command.__struct_fields__ if getattr(self.command, name) is True]
         said = self.command.wire_name() + (f" ({', '.join(given)})" if given else "")
+        said += f" unanswered in {self.unanswered}" if self.unanswered else ""
         said += f" failing in {' and '.join(self.fails)}" if self.fails else ""
         if self.during:
             said += f" while {'parked' if self.parked else ''} in {self.during}".replace("  ", " ")
@@ -136,6 +139,20 @@ class _Walk:
         walk._took(source)
         return walk
 
+    @property
+    def makes(self) -> bool:
+        """Whether a call that goes unanswered now may leave something behind."""
+        owed = self.aggregate.owes()
+        return bool(owed.effect.makes)
+
+    def unanswered(self) -> _Walk:
+        """What it is once a call of what is owed went out and its answer is missing."""
+        walk = self._copy()
+        effect = walk.aggregate.owes().effect.type_name
+        walk.aggregate.note("CallUnanswered", at=NOON, effect=effect, until=NOON)
+        walk._took(walk.state)
+        return walk
+
     def _copy(self) -> _Walk:
         walk = copy(self)
         walk.edges = list(self.edges)
@@ -192,7 +209,7 @@ class Matrix:
                         origins.append(((*before, *steps), end))
 
     def _runs(self, steps: tuple[Step, ...], begun: _Walk) -> Iterator[tuple[tuple[Step, ...], _Walk]]:
-        """Every way on from here: all goes well; each state fails; each state is interrupted by each command."""
+        """Every way on from here: all goes well; each state fails, is left without an answer, is interrupted."""
         passed, end = _passed(begun)
         if not end.parked:
             yield steps, end
@@ -200,6 +217,10 @@ class Matrix:
             failing = msgspec.structs.replace(steps[-1], fails=(*steps[-1].fails, walk.state))
             if walk.state not in steps[-1].fails and len(failing.fails) <= MOST_FAILURES:
                 yield from self._after_failure((*steps[:-1], failing), walk.failed())
+        for walk in passed:
+            if walk.makes and not steps[-1].unanswered and not steps[-1].fails:
+                unanswered = msgspec.structs.replace(steps[-1], unanswered=walk.state)
+                yield from self._runs((*steps[:-1], unanswered), walk.unanswered())
         for walk in passed:
             yield from self._interruptions(steps, walk)
 
@@ -277,7 +298,10 @@ def _context() -> Context:
 
 def _specimen(kind: Any) -> Any:
     """Some value of a fact's type, for the walk alone."""
-    try:
-        return msgspec.convert({str: "made-up", int: 1, bool: True, float: 1.0}.get(kind), kind)
-    except msgspec.ValidationError as wrong:
-        raise TypeError(f"the walk cannot make up a fact of type {kind}") from wrong
+    values: tuple[Any, ...] = ("made-up", 1, (), {}, None)
+    for value in values:
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.ValidationError:
+            continue
+    raise TypeError(f"the walk cannot make up a fact of type {kind}")
