@@ -31,6 +31,7 @@ STALL = 3.0  # seconds a tick may be late before silence is our own fault
 SUSPECT_AFTER = 3  # beats missed
 DOWN_AFTER = 10
 LEAST_INTERVAL = 1.0
+LOOK_AGAIN = 60.0  # seconds after which an instance whose history cannot be read is looked at again
 
 # While an operation runs or the server is off, silence is expected.
 EXPECTED = frozenset({"ACTIVE", "ERROR"})
@@ -39,9 +40,10 @@ EXPECTED = frozenset({"ACTIVE", "ERROR"})
 class _Heard:
     """The last beat of an instance, and what its health was last recorded as."""
 
-    __slots__ = ("at", "beat", "recorded")
+    __slots__ = ("at", "beat", "look_after", "recorded")
 
     def __init__(self, at: float, beat: Heartbeat | None, recorded: HealthStatus) -> None:
+        self.look_after = 0.0
         self.at = at
         self.beat = beat
         self.recorded = recorded
@@ -105,13 +107,23 @@ class HealthMonitor:
 
     async def _look(self, moment: float) -> None:
         for instance_id, heard in list(self._heard.items()):
-            if instance_id in self._gone:
-                del self._heard[instance_id]
-                await self._forget(instance_id)
-                continue
-            health, reason = self._judge(heard, moment)
-            if health is not heard.recorded:
-                await self._record(instance_id, heard, health, reason)
+            try:
+                await self._look_at(instance_id, heard, moment)
+            except Exception:
+                # One whose history cannot be read must not hide the health of all others.
+                log.exception("health_unknown", instance_id=str(instance_id), retry_in=LOOK_AGAIN)
+                heard.look_after = moment + LOOK_AGAIN
+
+    async def _look_at(self, instance_id: UUID, heard: _Heard, moment: float) -> None:
+        if moment < heard.look_after:
+            return
+        if instance_id in self._gone:
+            await self._forget(instance_id)
+            del self._heard[instance_id]
+            return
+        health, reason = self._judge(heard, moment)
+        if health is not heard.recorded:
+            await self._record(instance_id, heard, health, reason)
 
     def _judge(self, heard: _Heard, moment: float) -> tuple[HealthStatus, str]:
         interval = max(heard.beat.interval if heard.beat is not None else 2 * LEAST_INTERVAL, LEAST_INTERVAL)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -32,12 +32,14 @@ from aggregates.record import CommandAccepted, CommandRejected, record_id
 from engine import crash_points
 from engine.broker import COMMAND_STREAM, STORED_COMMANDS
 from engine.clock import Now, monotonic, utc_now
+from engine.dead_letters import letter, told
 from engine.hot import HotAggregates, Turn
-from engine.intake import Received, receive, redacted
+from engine.intake import Received, receive
 from engine.mapper import UnknownEventError
-from engine.messages import PARTITIONS, REPLY_TO, DeadLetter, Decision, dead_letter_subject
+from engine.messages import PARTITIONS, REPLY_TO, Decision, dead_letter_subject
 from engine.replies import Answerable
 from engine.store import Conflict, EventStore
+from engine.suspects import DEATHS, Suspects
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +47,9 @@ BATCH = 256
 IDLE = 2.0  # seconds that one fetch waits for the first message; a consumer lost with its broker is missed then
 PURGE_EVERY = 30.0
 GRACE = 600.0  # seconds that decided messages stay in the stream, for people who look
+TRIES = 3  # of a message that breaks the decider, the first one among others
+PAUSE = 0.1  # seconds before it is tried again
+WARY = 4 * BATCH  # messages after a start: the process before may have died of one of them
 
 AGGREGATES: dict[str, Any] = {"instance": Instance, "quota": Quota}
 
@@ -70,6 +75,8 @@ class Inbox:
         self._incarnation = ""
         self._positions: dict[int, int] = {}
         self._decided: deque[tuple[float, int]] = deque()
+        self._suspects = Suspects(store)
+        self._wary = 0
 
     async def run(self) -> None:
         """Decide commands until cancelled; a lost broker or consumer is taken up again."""
@@ -142,6 +149,7 @@ class Inbox:
         self._incarnation = str(info.created)
         for partition in range(PARTITIONS):
             self._positions[partition] = await self._store.position(self._position_name(partition)) or 0
+        self._wary = WARY
 
     def _position_name(self, partition: int) -> str:
         return f"commands/{self._incarnation}/{partition}"
@@ -167,28 +175,91 @@ class Inbox:
             receive(m.metadata.sequence.stream, m.subject, m.data, (m.headers or {}).get(REPLY_TO)) for m in messages
         ]
         fresh = [r for r in received if r.sequence > self._positions[r.partition]]
-        if fresh:
+        if not fresh:
+            return
+        if self._wary > 0:
+            self._wary -= len(fresh)
+            await self._decide_warily(fresh)
+        else:
             await self._decide_batch(fresh)
 
+    async def _decide_warily(self, fresh: Sequence[Received]) -> None:
+        """Decide what follows on the recorded positions: if a process died in it before, each message alone."""
+        heads = {r.partition: r for r in reversed(fresh)}
+        deaths = await self._suspects.deaths(self._incarnation, heads.values())
+        if not any(deaths.values()):
+            await self._suspects.try_(self._incarnation, heads.values(), deaths)
+            await self._decide_batch(fresh)
+            return
+        log.warning("deciding_one_by_one", messages=len(fresh), reason="a process ended while it decided them")
+        for each in fresh:
+            died = await self._suspects.deaths(self._incarnation, [each])
+            if died[each.partition] < DEATHS:
+                await self._suspects.try_(self._incarnation, [each], died)
+            else:
+                each.tries = died[each.partition]
+                self._condemn(each, _DEADLY)
+            await self._decide_batch([each])
+
     async def _decide_batch(self, fresh: Sequence[Received]) -> None:
-        """Decide and commit. One that breaks the decider is refused, the batch around it is decided."""
+        """Decide and commit. One that breaks the decider is tried again alone and refused, the batch is decided."""
         batch = _Batch(self._store, self._hot, self._catalogue(), self._now)
         try:
             decisions = await batch.decide(fresh, self._position_name, self._bury)
         except (Conflict, nats.errors.Error, APIError, OSError):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a defect, kept in a dead letter
             if len(fresh) > 1:
-                for each in fresh:
-                    await self._decide_batch([each])
-                return
-            if fresh[0].refusal is not None:
-                raise
-            log.exception("decider_broke", subject=str(fresh[0].subject)[:200], sequence=fresh[0].sequence)
-            fresh[0].dead, fresh[0].wish = True, None
-            fresh[0].refusal = _internal(error)
-            await self._decide_batch(fresh)
+                await self._decide_around(fresh, batch.at)
+            else:
+                await self._tried(fresh[0], error)
             return
+        await self._committed(fresh, decisions)
+
+    async def _decide_around(self, fresh: Sequence[Received], at: int | None) -> None:
+        """Decide a batch in parts: what stands before and after the message that broke it, or, if none did, halves."""
+        cuts = (len(fresh) // 2,) if at is None else (at, at + 1)
+        for start, end in zip((0, *cuts), (*cuts, len(fresh)), strict=True):
+            if start < end:
+                await self._decide_batch(fresh[start:end])
+
+    async def _tried(self, received: Received, error: Exception) -> None:
+        """One message, alone, broke the decider: again after a while, or refused at last."""
+        cause = error.__cause__ if isinstance(error, _DecisionBrokeError) and error.__cause__ is not None else error
+        if received.refusal is not None:
+            await self._pass_over(received, cause)
+            return
+        received.tries += 1
+        if received.tries < TRIES:
+            await asyncio.sleep(PAUSE)
+        else:
+            received.traceback = told(cause, received.body)
+            log.error(
+                "decider_broke",
+                subject=str(received.subject)[:200],
+                sequence=received.sequence,
+                tries=received.tries,
+                traceback=received.traceback,
+            )
+            self._condemn(received, _internal(cause))
+        await self._decide_batch([received])
+
+    @staticmethod
+    def _condemn(received: Received, refusal: Refusal) -> None:
+        received.dead, received.refusal = True, refusal
+
+    async def _pass_over(self, received: Received, error: BaseException) -> None:
+        """Not even its refusal can be recorded: it becomes a dead letter without a record, and the inbox goes on."""
+        received.traceback = told(error, received.body)
+        log.error(
+            "passed_over", subject=str(received.subject)[:200], sequence=received.sequence, traceback=received.traceback
+        )
+        refusal = Refusal("internal_error", "neither the command nor its refusal could be recorded because of a defect")
+        await self._bury(received, refusal)
+        await self._store.commit([], positions=[Tracking(self._position_name(received.partition), received.sequence)])
+        await self._committed([received], [_unrecorded(received, refusal)])
+
+    async def _committed(self, fresh: Sequence[Received], decisions: Sequence[Decision]) -> None:
         for each in fresh:
             self._positions[each.partition] = max(self._positions[each.partition], each.sequence)
         self._decided.append((monotonic(), fresh[-1].sequence))
@@ -196,7 +267,7 @@ class Inbox:
             if each.reply_to and self._may_answer(each.reply_to):
                 crash_points.reach("inbox_before_reply")
                 await self._client.publish(each.reply_to, msgspec.json.encode(decision))
-            if each.dead or (each.refusal is not None and each.refusal.code == "secret_in_clear"):
+            if each.refusal is not None and (each.refusal.code == "secret_in_clear" or (each.dead and not each.wish)):
                 await self._erase(each)
 
     async def _erase(self, received: Received) -> None:
@@ -207,21 +278,11 @@ class Inbox:
             log.info("not_erased", sequence=received.sequence, error=str(error))
 
     async def _bury(self, received: Received, refusal: Refusal) -> None:
-        """Keep a message that is no command as a dead letter; made again after a crash, the broker drops it."""
+        """Keep a message as a dead letter; made again after a crash, the broker drops it."""
         subject = received.subject
-        letter = DeadLetter(
-            code=refusal.code,
-            reason=refusal.message,
-            subject=str(subject),
-            sequence=received.sequence,
-            size=len(received.body),
-            content=received.content,
-            body=redacted(received.body),
-            received_at=self._now(),
-        )
         await self._stream.publish(
             dead_letter_subject(subject.project, refusal.code),
-            msgspec.json.encode(letter),
+            msgspec.json.encode(letter(received, refusal, self._now())),
             headers={"Nats-Msg-Id": f"{self._incarnation}:{received.sequence}"},
             timeout=10,
         )
@@ -239,6 +300,7 @@ class _Batch:
         self._turns: dict[UUID, Turn] = {}
         self._records: dict[UUID, CommandAccepted | CommandRejected] = {}
         self._known: set[UUID] = set()
+        self.at: int | None = None  # which message is being decided
 
     async def decide(
         self, batch: Sequence[Received], position_name: Callable[[int], str], bury: Callable[..., Any]
@@ -249,10 +311,11 @@ class _Batch:
         )
         async with AsyncExitStack() as stack:
             decisions = []
-            for received in batch:
+            for self.at, received in enumerate(batch):
                 if received.dead and received.refusal is not None:
                     await bury(received, received.refusal)
                 decisions.append(await self._decide(received, stack))
+            self.at = None
             reached = {r.partition: r.sequence for r in batch}
             events: list[Any] = list(self._records.values())
             owing = []
@@ -306,7 +369,7 @@ class _Batch:
 
     async def _apply(self, received: Received, stack: AsyncExitStack) -> int:
         """Have the aggregate decide; its version then. Raises `Refusal`."""
-        if received.wish is None:
+        if received.refusal is not None or received.wish is None:
             raise received.refusal or Refusal("malformed", "the message is no command")
         command, envelope, aggregate_id = received.wish.command, received.wish.envelope, received.wish.aggregate_id
         now = self._now()
@@ -327,12 +390,14 @@ class _Batch:
         if turn.aggregate is None:
             if not command.creates:
                 raise missing
-            turn.aggregate = AGGREGATES[kind].create(aggregate_id, command, context)
+            with _breaking():
+                turn.aggregate = AGGREGATES[kind].create(aggregate_id, command, context)
             return int(turn.aggregate.version)
         if turn.aggregate.kind != kind:
             raise missing
         _check_version(turn.aggregate, envelope.expected_version)
-        turn.aggregate.execute(command, context)
+        with _breaking():
+            turn.aggregate.execute(command, context)
         return int(turn.aggregate.version)
 
     async def _turn(self, aggregate_id: UUID, stack: AsyncExitStack) -> Turn:
@@ -340,6 +405,21 @@ class _Batch:
         if turn is None:
             turn = self._turns[aggregate_id] = await stack.enter_async_context(self._hot.turn(aggregate_id))
         return turn
+
+
+class _DecisionBrokeError(Exception):
+    """A decision ended by what is no refusal: a defect, which is the cause of this."""
+
+
+@contextmanager
+def _breaking() -> Iterator[None]:
+    """A decision is pure: whatever it raises but a refusal is a defect, and never the broker's or the store's doing."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except Exception as defect:
+        raise _DecisionBrokeError from defect
 
 
 R = TypeVar("R", CommandAccepted, CommandRejected)
@@ -373,7 +453,12 @@ def answer(record: CommandAccepted | CommandRejected, *, duplicate: bool = False
     )
 
 
-def _internal(error: Exception) -> Refusal:
+_DEADLY = Refusal(
+    "internal_error", "the process ended each time it was deciding this command; the operator's log has the ends"
+)
+
+
+def _internal(error: BaseException) -> Refusal:
     if isinstance(error, UnknownEventError):
         return Refusal("unknown_event", str(error))
     return Refusal("internal_error", "the command could not be decided because of a defect; the operator's log has it")

@@ -20,8 +20,6 @@ from engine.messages import MAX_BODY, PROJECT_PATTERN, CommandEnvelope, CommandS
 
 # Keys whose clear value never belongs in a command: passwords come as references.
 SECRET_KEYS = frozenset({"password", "root_password", "secret", "passwd", "token", "private_key"})
-REDACTED = "***"
-KEPT_BODY = 2048  # characters of a dead letter's body that are kept
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +33,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 class Received(msgspec.Struct, kw_only=True):
     """A message of the command stream, read as far as it can be: a `wish`, or the `refusal` of it.
 
-    `dead`: it is no command at all, and is kept as a dead letter.
+    `dead`: it is kept as a dead letter, since it is no command at all, or broke the decider: that has a `traceback`,
+    unless the process died of it, and the number of its `tries`.
     """
 
     sequence: int
@@ -49,6 +48,8 @@ class Received(msgspec.Struct, kw_only=True):
     wish: Wish | None = None
     refusal: Refusal | None = None
     dead: bool = False
+    tries: int = 0
+    traceback: str | None = None
 
 
 _envelope = msgspec.json.Decoder(CommandEnvelope)
@@ -146,20 +147,3 @@ def _salvage_id(body: bytes) -> UUID | None:
         return UUID(content["command_id"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-
-
-def redacted(body: bytes) -> str:
-    """The body for a dead letter: secrets blanked out; a body that is no JSON is not shown, since it may hold some."""
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        return f"<{len(body)} bytes that are no JSON>"
-    return json.dumps(_blank(content))[:KEPT_BODY]
-
-
-def _blank(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: REDACTED if str(key).lower() in SECRET_KEYS else _blank(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_blank(inner) for inner in value]
-    return value

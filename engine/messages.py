@@ -91,7 +91,11 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that is no command: why, where it stood, and its body with every secret blanked out."""
+    """A message that is no command, or that could not be decided: why, where it stood, and what was in it.
+
+    `body` has every secret blanked out. `original` is the very body, kept so that the command can be replayed, where
+    there was nothing to blank out and only a defect of ours stood in its way; `traceback` shows that defect.
+    """
 
     code: str
     reason: str
@@ -101,6 +105,10 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     content: str
     body: str
     received_at: datetime
+    command_id: UUID | None = None
+    tries: int = 0
+    traceback: str | None = None
+    original: str | None = None
 
 
 class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,8 @@ from nats.aio.msg import Msg
 
 from aggregates.record import CommandRejected
 from engine.broker import BrokerSettings, connect
-from engine.intake import receive, redacted
+from engine.dead_letters import redacted
+from engine.intake import receive
 from engine.messages import content_hash, message_id
 from tests.engine.conftest import Engine
 from tests.support.publisher import CREATE, Publisher
