@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import msgspec
 import nats.errors
-from nats.aio.client import Client
 
 from aggregates.effects import (
     AwaitAgent,
@@ -53,10 +52,27 @@ class Secrets(Protocol):
         ...
 
 
+class Answer(Protocol):
+    """A message that answers."""
+
+    @property
+    def data(self) -> bytes:
+        """Its body."""
+        ...
+
+
+class Requests(Protocol):
+    """The part of the broker's client that is needed here."""
+
+    async def request(self, subject: str, payload: bytes, timeout: float) -> Answer:
+        """The answer to a request. Raises an error of the client's when none comes in time."""
+        ...
+
+
 class Guests:
     """Speaks to the agents of all instances."""
 
-    def __init__(self, client: Client, secrets: Secrets) -> None:
+    def __init__(self, client: Requests, secrets: Secrets) -> None:
         self._client = client
         self._secrets = secrets
 
@@ -84,6 +100,8 @@ class Guests:
         return {}
 
     async def _prepare_args(self, effect: PrepareDatabase) -> PrepareArgs:
+        if not effect.users and effect.root_password_ref is None:
+            return self._with_secrets(effect)
         return await asyncio.to_thread(self._with_secrets, effect)
 
     def _with_secrets(self, effect: PrepareDatabase) -> PrepareArgs:

@@ -232,7 +232,7 @@ class Settler:
                 attempt=attempt,
                 code=error.code,
                 message=error.message,
-                retry_at=now + timedelta(seconds=_pause(attempt, self._jitter())),
+                retry_at=now + timedelta(seconds=max(_pause(attempt, self._jitter()), error.retry_after)),
             )
         elif forward:
             code = "deadline_exceeded" if late and not isinstance(error, FinalError) else error.code

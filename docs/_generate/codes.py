@@ -43,7 +43,14 @@ CODES: dict[str, tuple[str, str]] = {
         "Upgrade, then `holdfast rebuild`; the log is whole.",
     ),
     "cannot_mount": ("The local cloud may not mount the volume.", "Run it as root, or leave the limit of size off."),
+    "cloud_busy": ("The cloud takes no more calls for now.", "Nothing: it is tried again when the cloud says."),
     "cloud_error": ("The cloud refused or broke; the message is its own.", "Read the message."),
+    "cloud_timeout": (
+        "The cloud did not answer a call in time, or was not done in time with what it was told.",
+        "Nothing: what is there is looked for, and what is missing is tried again.",
+    ),
+    "cloud_unauthorised": ("The cloud refuses the engine's credentials.", "Give the engine others; it is tried again."),
+    "cloud_unreachable": ("The cloud takes no connection, or broke it.", "Nothing: it is tried again."),
     "conflict": (
         "Another operation runs, the id is taken, `expected_version` is outdated, or a resource is in another's hands.",
         "Wait until the operation named has ended, or look again and decide anew.",

@@ -1,7 +1,7 @@
 """The port behind which a cloud lies: what the settler asks of it, and how its errors are sorted.
 
-Every method ensures: it looks first, makes only what is missing, and called again it leaves what one call leaves. A
-method makes at most one mutating call. Nothing here says how long a call may take: each adapter bounds its own.
+Every method ensures: it looks first, makes only what is missing, and called again it leaves what one call leaves. It
+makes at most one mutating call for each resource. How long a call may take is each adapter's own matter.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ Facts = Mapping[str, Any]
 
 
 class PayError(Exception):
-    """An effect could not be paid. `code` is stable; `message` is the cause's own words."""
+    """An effect could not be paid. `code` is stable; `message` is the cause's own words.
 
-    def __init__(self, code: str, message: str) -> None:
+    `retry_after`: seconds within which trying again is useless or does harm; the settler waits at least as long.
+    """
+
+    def __init__(self, code: str, message: str, *, retry_after: float = 0.0) -> None:
         # What others say may hold bytes that are no text; an event must be able to keep it.
         message = message.encode(errors="replace").decode()
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
+        self.retry_after = retry_after
 
 
 class TransientError(PayError):
@@ -55,8 +59,8 @@ def check_permit() -> None:
 class Cloud(Protocol):
     """A cloud. `pay` dispatches on the effect's type and yields the facts that the effect's docstring names.
 
-    `latest_effect`: how long after its begin a call whose answer is missing may still be carried out; nothing when
-    calls end with the process that made them.
+    `latest_effect`: how long after its begin a call whose answer is missing may still be carried out, or be missing
+    from a list; nothing when calls end with the process that made them.
     """
 
     latest_effect: timedelta

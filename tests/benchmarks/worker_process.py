@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ async def serve(url: str, seed: Path, store_path: Path) -> None:
 
     await client.subscribe(f"{CONTROL}.reached", cb=reached)
     await client.subscribe(f"{CONTROL}.echo", cb=echo)
-    worker = Worker(client, store, SimulatedCloud(), SimulatedGuests(), NoSecrets())
+    worker = Worker(client, store, SimulatedCloud(latest_effect=timedelta(0)), SimulatedGuests(), NoSecrets())
     tally.reached.started = time.monotonic()
     try:
         await run_together(worker=worker.run(), told=_told())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -38,7 +39,7 @@ class Engine:
     def __init__(self, broker: Broker, store_url: str) -> None:
         self.broker = broker
         self.store_url = store_url
-        self.cloud = SimulatedCloud()
+        self.cloud = SimulatedCloud(latest_effect=timedelta(0))
         self.guests = SimulatedGuests()
         self.client: Client
         self.store: EventStore

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from uuid import uuid4
 
 import msgspec
@@ -115,7 +116,9 @@ async def test_delete_wins_over_a_create_that_waits(engine: Engine, publisher: P
 async def test_quota_is_guarded_and_its_refusal_leaves_nothing(engine: Engine, publisher: Publisher) -> None:
     first, second = uuid4(), uuid4()
     await engine.stop()
-    engine.cloud = SimulatedCloud(catalogue=msgspec.structs.replace(CATALOGUE, quota=Quota(instances=1)))
+    engine.cloud = SimulatedCloud(
+        catalogue=msgspec.structs.replace(CATALOGUE, quota=Quota(instances=1)), latest_effect=timedelta(0)
+    )
     await engine.start()
     await publisher.send("create_instance", first, CREATE)
     await engine.settled(first)

@@ -10,10 +10,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from aggregates import effects
 from aggregates.effects import CloudEffect
-from engine.clouds.port import FinalError, TransientError, UnknownOutcomeError
-from engine.clouds.simulated import SimulatedCloud
+from engine.clouds.port import FinalError, TransientError
+from engine.clouds.simulated import CloudApi, Fault, SimulatedCloud
+from engine.clouds.simulated.faults import Kind
 from tests.engine.conftest import Engine
 from tests.support.publisher import CREATE, Publisher
 
@@ -24,26 +24,16 @@ class SlowToAct(SimulatedCloud):
     """Gives no answer about the first volume, and makes it a while after everybody has looked for it."""
 
     def __init__(self, *, latest_effect: timedelta = LATEST) -> None:
-        super().__init__(latest_effect=latest_effect)
-        self.acting: asyncio.Task[None] | None = None
+        far_side = CloudApi()
+        far_side.faults.plan("create_volume", Fault(kind=Kind.LATE, seconds=LATEST.total_seconds() * 0.75))
+        super().__init__(api=far_side, latest_effect=latest_effect, deadline=0.1)
         self.cleared_at: list[datetime] = []
 
     async def pay(self, effect: CloudEffect, key: str) -> Mapping[str, Any]:
-        """As told above."""
-        if isinstance(effect, effects.EnsureVolume) and self.acting is None:
-            self.acting = asyncio.create_task(self._act_late(effect, key))
-            raise UnknownOutcomeError("timeout", "no answer within 30 s")
+        """Note when something is cleared away."""
         if effect.clears:
             self.cleared_at.append(datetime.now(UTC))
         return await super().pay(effect, key)
-
-    async def _act_late(self, effect: effects.EnsureVolume, key: str) -> None:
-        await asyncio.sleep(LATEST.total_seconds() * 0.75)
-        other = await SimulatedCloud.pay(SimulatedCloud(), effect, key)
-        # A volume has no fence: the late one stands beside the one that a later try has made.
-        self._volumes[other["volume_id"]] = type(next(iter(self._volumes.values())))(
-            id=other["volume_id"], name=effect.name, size=effect.size
-        )
 
 
 async def _begun(engine: Engine, publisher: Publisher, cloud: SimulatedCloud) -> UUID:
@@ -86,8 +76,7 @@ async def test_control_without_the_wait_the_late_volume_stays(engine: Engine, pu
     cloud = SlowToAct(latest_effect=timedelta(0))
     instance_id = await _begun(engine, publisher, cloud)
     assert (await engine.settled(instance_id)).status == "ACTIVE"
-    assert cloud.acting is not None
-    await cloud.acting
+    await asyncio.sleep(LATEST.total_seconds())
     assert await engine.held() == ["ports", "servers", "volumes", "volumes"]
 
 
