@@ -22,6 +22,7 @@ from nats.js.errors import APIError
 
 from aggregates.base import Event
 from engine import crash_points
+from engine.broker import Message, Publisher
 from engine.messages import CloudEvent, event_subject
 from engine.store import Conflict, EventStore, Stored
 
@@ -37,7 +38,7 @@ class Outbox:
     """Publishes one store's log."""
 
     def __init__(self, client: Client, store: EventStore) -> None:
-        self._stream = client.jetstream()
+        self._publisher = Publisher(client)
         self._store = store
         self._wake = asyncio.Event()
         self._projects: OrderedDict[UUID, str] = OrderedDict()
@@ -72,13 +73,7 @@ class Outbox:
             self._remember(stored)
         messages = [await self._message(stored) for stored in page]
         crash_points.reach("outbox_before_publish")
-        # Handed over in order and awaited together: one connection keeps the order.
-        await asyncio.gather(
-            *(
-                self._stream.publish(subject, body, headers={"Nats-Msg-Id": message_id}, timeout=10)
-                for subject, body, message_id in messages
-            )
-        )
+        await self._publisher.publish(messages)
         crash_points.reach("outbox_after_publish")
         await self._store.commit([], positions=[Tracking(POSITION, page[-1].position)])
         crash_points.reach("outbox_after_commit")
@@ -99,14 +94,14 @@ class Outbox:
             while len(self._projects) > PROJECTS_KEPT:
                 self._projects.popitem(last=False)
 
-    async def _message(self, stored: Stored) -> tuple[str, bytes, str]:
+    async def _message(self, stored: Stored) -> Message:
         project = self._projects.get(stored.aggregate_id)
         if project is None:
             first = (await self._store.events_of(stored.aggregate_id))[0]
             project = self._projects[stored.aggregate_id] = first.project
         kind, _, name = stored.topic.partition(".")
         event = cloud_event(stored, project, kind, name)
-        return event_subject(project, kind, stored.aggregate_id, name), msgspec.json.encode(event), event.id
+        return Message(event_subject(project, kind, stored.aggregate_id, name), msgspec.json.encode(event), event.id)
 
 
 def cloud_event(stored: Stored, project: str, kind: str, name: str) -> CloudEvent:

@@ -1,6 +1,7 @@
-"""The broker as the engine uses it: connections and streams. What is public of both stands here."""
+"""The broker as the engine uses it: connections, streams, publishing. What is public of them stands here."""
 
 from engine.broker.connection import BrokerError, BrokerSettings, connect, shown
+from engine.broker.publishing import Message, Publisher
 from engine.broker.streams import (
     COMMAND_STREAM,
     DEAD_LETTER_STREAM,
@@ -24,6 +25,8 @@ __all__ = [
     "STORED_COMMANDS",
     "BrokerError",
     "BrokerSettings",
+    "Message",
+    "Publisher",
     "connect",
     "ensure_streams",
     "partition_of",

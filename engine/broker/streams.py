@@ -87,10 +87,15 @@ def _commands(max_bytes: int, replicas: int) -> StreamConfig:
 def _copies(name: str, branch: str, max_bytes: int, replicas: int) -> StreamConfig:
     """Drops the oldest when full: what lies here is a copy, and a flood of it must stop neither outbox nor inbox.
 
-    Events can be had from the event store again; a dead letter was never a command, and is counted besides.
+    Events can be had from the event store again; a dead letter was never a command, and is counted besides. Events come
+    in atomic batches, each of which the broker syncs once; one too old for them takes no notice of the wish.
     """
     return StreamConfig(
-        name=name, subjects=[f"{PREFIX}.{branch}.>"], discard=DiscardPolicy.OLD, **_common(max_bytes, replicas)
+        name=name,
+        subjects=[f"{PREFIX}.{branch}.>"],
+        discard=DiscardPolicy.OLD,
+        allow_atomic=True,
+        **_common(max_bytes, replicas),
     )
 
 
@@ -108,7 +113,16 @@ def _common(max_bytes: int, replicas: int) -> dict[str, Any]:
 
 
 _FIXED = ("subjects", "subject_transform", "storage", "retention")
-_UPDATABLE = ("discard", "max_age", "max_msgs", "max_bytes", "max_msg_size", "duplicate_window", "num_replicas")
+_UPDATABLE = (
+    "discard",
+    "max_age",
+    "max_msgs",
+    "max_bytes",
+    "max_msg_size",
+    "duplicate_window",
+    "num_replicas",
+    "allow_atomic",
+)
 
 
 async def _ensure(js: JetStreamContext, wanted: StreamConfig) -> None:
