@@ -18,7 +18,7 @@ from typer import Abort
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from engine.cli import actions, connecting, creating, looking, services
+from engine.cli import actions, connecting, creating, dead_letters, looking, services
 from engine.cli.exits import EPILOG, Exit, exit_of
 from engine.cli.output import Output
 from engine.cli.session import Settings
@@ -122,6 +122,7 @@ creating.register(app)
 actions.register(app)
 looking.register(app)
 connecting.register(app)
+dead_letters.register(app)
 services.register(app)
 
 

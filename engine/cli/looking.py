@@ -41,7 +41,7 @@ def list_instances(context: typer.Context, filter_: Filter = None, limit: Limit 
     """The instances of the project, the newest first."""
 
     async def work(session: Session) -> None:
-        items = await _listed(session, "instances", _conditions(filter_), limit)
+        items = await _listed(session, "instances", conditions(filter_), limit)
         columns = ("name", "id", "status", "health", "datastore", "flavor", "volume", "address", "operation")
         rows = [
             (
@@ -116,10 +116,10 @@ def operations(
     """The operations of the project, the newest first."""
 
     async def work(session: Session) -> None:
-        conditions = _conditions(filter_)
+        chosen = conditions(filter_)
         if instance is not None:
-            conditions["instance_id"] = await session.instance_id(instance)
-        items = await _listed(session, "operations", conditions, limit)
+            chosen["instance_id"] = await session.instance_id(instance)
+        items = await _listed(session, "operations", chosen, limit)
         rows = [
             (
                 each["id"], each["command"], each["instance_id"], _outcome(each), f"{each['n']}/{each['m']}",
@@ -239,25 +239,26 @@ def fleet(context: typer.Context) -> None:
     run(context, work)
 
 
-def _conditions(given: list[str] | None) -> dict[str, Any]:
-    conditions: dict[str, Any] = {}
+def conditions(given: list[str] | None) -> dict[str, Any]:
+    """What `--filter` asks for."""
+    chosen: dict[str, Any] = {}
     for each in given or ():
         field, mark, value = each.partition("=")
         if not mark:
             raise typer.BadParameter(f"{each}: write FIELD=VALUE", param_hint="--filter")
-        conditions[field] = {"true": True, "false": False}.get(value, value)
-    return conditions
+        chosen[field] = {"true": True, "false": False}.get(value, value)
+    return chosen
 
 
 async def _listed(
-    session: Session, model: str, conditions: dict[str, Any], limit: int, sort: str | None = None
+    session: Session, model: str, chosen: dict[str, Any], limit: int, sort: str | None = None
 ) -> list[dict[str, Any]]:
     """Up to `limit` records; pages can be shorter than asked for."""
     items: list[dict[str, Any]] = []
     marker: str | None = None
     while len(items) < limit:
         page, marker = await session.queries.page(
-            model, filter=conditions or None, sort=sort, marker=marker, limit=limit - len(items)
+            model, filter=chosen or None, sort=sort, marker=marker, limit=limit - len(items)
         )
         items.extend(page)
         if marker is None:

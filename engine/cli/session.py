@@ -27,6 +27,7 @@ from engine.client import ClientError, Connection, Context, Queries, TaskManager
 from engine.credentials import USERS, inbox_prefix
 from engine.state import StateDirectory, default_directory
 
+PUBLISHER, OPERATOR = "publisher", "operator"  # users of the embedded broker
 _CALL = 10.0  # seconds for one query
 _CONNECT = 10.0
 
@@ -83,15 +84,15 @@ class Session:
         return _as_id(name_or_id) or str((await self.instance(name_or_id))["id"])
 
 
-def run(context: typer.Context, work: Callable[[Session], Awaitable[None]]) -> None:
-    """Do a command's work on a connection, and end the program as it ended."""
+def run(context: typer.Context, work: Callable[[Session], Awaitable[None]], user: str = PUBLISHER) -> None:
+    """Do a command's work on a connection as the user, and end the program as it ended."""
     settings: Settings = context.obj
     output = Output(as_json=settings.as_json)
     holder: list[Session] = []
     _quiet()
 
     async def connected() -> None:
-        async with opened(settings, output) as session:
+        async with opened(settings, output, user=user) as session:
             holder.append(session)
             await work(session)
 
@@ -112,9 +113,11 @@ def run(context: typer.Context, work: Callable[[Session], Awaitable[None]]) -> N
 
 
 @asynccontextmanager
-async def opened(settings: Settings, output: Output, timeout: float = _CONNECT) -> AsyncIterator[Session]:
-    """A session on a connection of its own."""
-    connection = _connection(settings, min(timeout, settings.timeout or timeout))
+async def opened(
+    settings: Settings, output: Output, timeout: float = _CONNECT, user: str = PUBLISHER
+) -> AsyncIterator[Session]:
+    """A session on a connection of its own, as one of the embedded broker's users."""
+    connection = _connection(settings, min(timeout, settings.timeout or timeout), user)
     try:
         context = Context(project=settings.project, actor=_actor())
         connection.timeout = settings.timeout or _CALL
@@ -123,15 +126,15 @@ async def opened(settings: Settings, output: Output, timeout: float = _CONNECT) 
         await connection.close()
 
 
-def _connection(settings: Settings, timeout: float) -> Connection:
+def _connection(settings: Settings, timeout: float, user: str) -> Connection:
     files = (settings.seed, settings.creds, settings.tls_ca, settings.tls_cert, settings.tls_key)
     if settings.nats is None:
         if any(each is not None for each in files):
             raise CliError(
                 Exit.USAGE, "invalid_argument", "--seed, --creds and --tls-* belong to a broker; name it by --nats"
             )
-        return Connection.local(StateDirectory(settings.state or default_directory()), timeout=timeout)
-    user = settings.seed.stem if settings.seed is not None else None
+        return Connection.local(StateDirectory(settings.state or default_directory()), user, timeout=timeout)
+    seed_of = settings.seed.stem if settings.seed is not None else None
     broker = BrokerSettings(
         url=settings.nats,
         seed_file=settings.seed,
@@ -141,7 +144,7 @@ def _connection(settings: Settings, timeout: float) -> Connection:
         tls_key=settings.tls_key,
     )
     # Seeds of an embedded broker bear their user's name, and each user is answered in a place of its own.
-    return Connection(broker, inbox_prefix=inbox_prefix(user) if user in USERS else None, timeout=timeout)
+    return Connection(broker, inbox_prefix=inbox_prefix(seed_of) if seed_of in USERS else None, timeout=timeout)
 
 
 def _quiet() -> None:

@@ -15,43 +15,18 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
-from aggregates.base import Context
-from aggregates.commands import CreateInstance
-from aggregates.instance import Instance
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from engine.dead_letters import told
-from engine.inbox import AGGREGATES, TRIES
+from engine.inbox import TRIES
 from engine.messages import GuestStatus, Heartbeat, heartbeat_subject
 from engine.store import EventLog, EventStore, open_log
 from engine.suspects import DEATHS
 from tests.engine.conftest import Engine
 from tests.engine.test_bad_input import dead_letters, envelope
+from tests.faults.brittle import POISON, Brittle
 from tests.support.broker import Broker
 from tests.support.eventually import eventually
 from tests.support.publisher import CREATE, Publisher
-
-POISON = "poison"
-
-
-class Brittle:
-    """Cannot take a create under one name; how often it was asked is counted."""
-
-    tried = 0
-
-    @classmethod
-    def create(cls, aggregate_id: UUID, command: CreateInstance, context: Context) -> Any:
-        if command.name == POISON:
-            cls.tried += 1
-            # As bad as it gets: what looks like a lost broker must not be taken for one.
-            raise TimeoutError(f"no room for {command.name}, root_password='hunter2'")
-        return Instance.create(aggregate_id, command, context)
-
-
-@pytest.fixture
-def brittle(monkeypatch: pytest.MonkeyPatch) -> type[Brittle]:
-    monkeypatch.setitem(AGGREGATES, "instance", Brittle)
-    monkeypatch.setattr(Brittle, "tried", 0)
-    return Brittle
 
 
 async def decided(store: EventStore, body: bytes) -> CommandAccepted | CommandRejected:
