@@ -24,7 +24,7 @@ import nkeys  # type: ignore[import-untyped]
 import structlog
 
 from engine.broker import DEAD_LETTER_STREAM, BrokerError
-from engine.messages import PREFIX, guest_subject, heartbeat_subject
+from engine.messages import LOG_SUBJECT, PREFIX, guest_subject, heartbeat_subject
 from engine.private_files import delete_file, replace_file
 
 P = ParamSpec("P")
@@ -88,6 +88,7 @@ USERS: dict[str, Rights] = {
         ),
         (
             heartbeat_subject("*"),
+            LOG_SUBJECT,
             f"{PREFIX}.qry.>",
             f"{PREFIX}.evt.>",
             f"{PREFIX}.dlq.>",

@@ -25,7 +25,7 @@ from aggregates.effects import (
 )
 from engine import crash_points
 from engine.clock import monotonic
-from engine.clouds.port import FinalError, TransientError
+from engine.clouds.port import FinalError, TransientError, check_permit
 from engine.messages import (
     GrowArgs,
     GuestReply,
@@ -150,6 +150,7 @@ class Guests:
 
     async def _ask(self, effect: GuestEffect, verb: GuestVerb, request: GuestRequest) -> GuestReply | None:
         """One request; None when no answer came."""
+        check_permit()
         crash_points.reach("call", verb)
         try:
             message = await self._client.request(

@@ -8,7 +8,7 @@ hear; why it is silent is for others to find out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from uuid import UUID
 
 import msgspec
@@ -22,6 +22,7 @@ from aggregates.instance import Instance
 from engine.clock import Now, monotonic, utc_now
 from engine.hot import HotAggregates
 from engine.messages import GuestStatus, Heartbeat, heartbeat_subject
+from engine.partitions import Listener, Ownership, Sole, range_of_aggregate
 from engine.store import Conflict, EventStore
 
 log = structlog.get_logger(__name__)
@@ -49,10 +50,19 @@ class _Heard:
         self.recorded = recorded
 
 
-class HealthMonitor:
-    """Listens to all agents and records changes of health."""
+class HealthMonitor(Listener):
+    """Listens to all agents, and records changes of health of the instances that this worker owns."""
 
-    def __init__(self, client: Client, store: EventStore, hot: HotAggregates, now: Now = utc_now) -> None:
+    def __init__(
+        self,
+        client: Client,
+        store: EventStore,
+        hot: HotAggregates,
+        now: Now = utc_now,
+        ownership: Ownership | None = None,
+    ) -> None:
+        self._ownership = ownership or Sole()
+        self._gained: set[str] = set()
         self._client = client
         self._store = store
         self._hot = hot
@@ -65,6 +75,7 @@ class HealthMonitor:
 
     async def run(self) -> None:
         """Listen and record until cancelled."""
+        self._ownership.listen(self)
         await self._take_up()
         self._listening_since = monotonic()
         subscription = await self._client.subscribe(heartbeat_subject("*"), cb=self._on_beat)
@@ -76,15 +87,29 @@ class HealthMonitor:
                 if moment - last > TICK + STALL or not self._client.is_connected:
                     self._listening_since = moment
                 last = moment
+                if self._gained:
+                    await self._take_up()
                 await self._look(moment)
         finally:
             if self._client.is_connected:
                 await subscription.unsubscribe()
 
+    def gained(self, ranges: Collection[str]) -> None:
+        """Take up what was recorded about them."""
+        self._gained.update(ranges)
+
+    def lost(self, ranges: Collection[str]) -> None:
+        """Record nothing more about them; they are listened to all the same, for when they come back."""
+        self._gained.difference_update(ranges)
+
     async def _take_up(self) -> None:
         """Those whose health was watched before: their silence must be noticed even if they never beat again."""
+        gained, self._gained = self._gained, set()
         for health in await self._store.watched():
-            self._heard[health.instance_id] = _Heard(monotonic(), None, health.health)
+            if range_of_aggregate(health.instance_id) not in gained:
+                continue
+            heard = self._heard.setdefault(health.instance_id, _Heard(monotonic(), None, health.health))
+            heard.recorded = health.health
 
     async def _on_beat(self, message: Msg) -> None:
         try:
@@ -107,6 +132,8 @@ class HealthMonitor:
 
     async def _look(self, moment: float) -> None:
         for instance_id, heard in list(self._heard.items()):
+            if not self._ownership.serves(range_of_aggregate(instance_id)):
+                continue
             try:
                 await self._look_at(instance_id, heard, moment)
             except Exception:
@@ -161,7 +188,10 @@ class HealthMonitor:
         log.info("health_changed", instance_id=str(instance_id), health=str(health), reason=reason)
 
     async def _forget(self, instance_id: UUID) -> None:
-        async with self._hot.turn(health_id(instance_id)) as turn:
-            if isinstance(turn.aggregate, Health):
-                turn.aggregate.forget(at=self._now())
-                await self._hot.commit(turn)
+        try:
+            async with self._hot.turn(health_id(instance_id)) as turn:
+                if isinstance(turn.aggregate, Health):
+                    turn.aggregate.forget(at=self._now())
+                    await self._hot.commit(turn)
+        except Conflict:
+            return  # another worker owns it now, and will find that the instance is gone

@@ -1,20 +1,22 @@
 """Hot aggregates: those in use lie in memory, and everybody takes turns with them.
 
 A turn is held from decide to commit, so that what one worker's inbox and settler decide about an aggregate is decided
-one after the other. It is no guard against other workers: the store's key of aggregate and version is.
+one after the other. It is no guard against other workers: the store's key of aggregate and version is, and the fence
+of the range; what lay in memory is forgotten with the range.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
 from aggregates.base import Event, Lifecycled
 from aggregates.snapshots import CLASSES, due
+from engine.partitions import Held, Listener, Ownership, Sole, fences, range_of
 from engine.recorders import OwingChange
 from engine.store import EventStore
 
@@ -22,12 +24,16 @@ KEPT = 20_000  # aggregates kept in memory, about 4 KiB each
 
 
 class Turn:
-    """One caller's exclusive use of an aggregate. `aggregate` is None when there is none of this id yet."""
+    """One caller's exclusive use of an aggregate. `aggregate` is None when there is none of this id yet.
 
-    __slots__ = ("aggregate", "aggregate_id", "begun_at")
+    `held` is what this worker owned when the turn began: what is decided in it can be committed under that alone.
+    """
 
-    def __init__(self, aggregate_id: UUID, aggregate: Any) -> None:
+    __slots__ = ("aggregate", "aggregate_id", "begun_at", "held")
+
+    def __init__(self, aggregate_id: UUID, aggregate: Any, held: Held) -> None:
         self.aggregate_id = aggregate_id
+        self.held = held
         self.aggregate = aggregate
         self.begun_at: int = 0 if aggregate is None else aggregate.version
 
@@ -46,15 +52,23 @@ class Turn:
         return events, [change]
 
 
-class HotAggregates:
+class HotAggregates(Listener):
     """Loads, keeps and lends aggregates."""
 
-    def __init__(self, store: EventStore, kept: int = KEPT) -> None:
+    def __init__(self, store: EventStore, ownership: Ownership | None = None, *, kept: int = KEPT) -> None:
         self._store = store
+        self._ownership = ownership or Sole()
         self._kept = kept
         self._aggregates: OrderedDict[UUID, Any] = OrderedDict()
         self._locks: dict[UUID, asyncio.Lock] = {}
         self._keeping: set[asyncio.Future[None]] = set()
+        self._ownership.listen(self)
+
+    def lost(self, ranges: Collection[str]) -> None:
+        """Forget: others change them from now on."""
+        for aggregate_id, aggregate in list(self._aggregates.items()):
+            if range_of(aggregate.partition) in ranges:
+                del self._aggregates[aggregate_id]
 
     @asynccontextmanager
     async def turn(self, aggregate_id: UUID) -> AsyncIterator[Turn]:
@@ -63,7 +77,8 @@ class HotAggregates:
         """
         lock = self._locks.setdefault(aggregate_id, asyncio.Lock())
         async with lock:
-            turn = Turn(aggregate_id, await self._load(aggregate_id))
+            held = self._ownership.held  # before it is loaded: what is loaded is at least as new
+            turn = Turn(aggregate_id, await self._load(aggregate_id), held)
             try:
                 yield turn
             except BaseException:
@@ -82,13 +97,18 @@ class HotAggregates:
         return await self._store.load(aggregate_id)
 
     def _keep(self, turn: Turn) -> None:
-        if turn.aggregate is None:
+        if turn.aggregate is None or not self._still_held(turn):
             return
         self._aggregates[turn.aggregate_id] = turn.aggregate
         self._keep_snapshot(turn)
         self._aggregates.move_to_end(turn.aggregate_id)
         while len(self._aggregates) > self._kept:
             self._aggregates.popitem(last=False)
+
+    def _still_held(self, turn: Turn) -> bool:
+        """Whether its range is ours, and was so without a gap since the turn began."""
+        name, held = range_of(turn.aggregate.partition), self._ownership.held
+        return name in held and name in turn.held and held[name] == turn.held[name]
 
     def _keep_snapshot(self, turn: Turn) -> None:
         """Beside the turn: nobody waits for it, and without it loading only takes longer."""
@@ -103,4 +123,4 @@ class HotAggregates:
         """Commit what was decided in the turn. Raises `Conflict`: leave the turn with it."""
         events, owing = turn.collect()
         if events:
-            await self._store.commit(events, owing=owing)
+            await self._store.commit(events, owing=owing, fences=fences(turn.held, [turn.aggregate.partition]))

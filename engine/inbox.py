@@ -1,4 +1,4 @@
-"""The inbox: every command of its partitions is decided in order, once, and leaves one record.
+"""The inbox: every command of the partitions that it owns is decided in order, once, and leaves one record.
 
 Records, the aggregates' events and the positions reached go to the store in one transaction; what was read and not
 committed is read again. It trusts no acknowledgement and no reply: publishers ask for the record. It decides commands
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any, TypeVar
 from uuid import UUID
@@ -22,7 +22,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.errors import APIError
+from nats.js.errors import APIError, NotFoundError
 
 from aggregates.base import Context, Lifecycled, Refusal
 from aggregates.catalogue import Catalogue
@@ -37,9 +37,11 @@ from engine.hot import HotAggregates, Turn
 from engine.intake import Received, receive
 from engine.mapper import UnknownEventError
 from engine.messages import PARTITIONS, REPLY_TO, Decision, dead_letter_subject
+from engine.partitions import Listener, Ownership, Sole, fences, range_of
 from engine.replies import Answerable
 from engine.store import Conflict, EventStore
 from engine.suspects import DEATHS, Suspects
+from engine.tasks import end
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +56,7 @@ WARY = 4 * BATCH  # messages after a start: the process before may have died of 
 AGGREGATES: dict[str, Any] = {"instance": Instance, "quota": Quota}
 
 
-class Inbox:
+class Inbox(Listener):
     """Reads the command stream of one broker into one store."""
 
     def __init__(
@@ -64,8 +66,11 @@ class Inbox:
         hot: HotAggregates,
         catalogue: Callable[[], Catalogue],
         now: Now = utc_now,
+        ownership: Ownership | None = None,
     ) -> None:
         self._client = client
+        self._ownership = ownership or Sole()
+        self._changed = asyncio.Event()
         self._stream: JetStreamContext = client.jetstream()
         self._store = store
         self._hot = hot
@@ -80,6 +85,7 @@ class Inbox:
 
     async def run(self) -> None:
         """Decide commands until cancelled; a lost broker or consumer is taken up again."""
+        self._ownership.listen(self)
         pause = 0.1
         while True:
             try:
@@ -94,27 +100,47 @@ class Inbox:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
 
+    def gained(self, ranges: Collection[str]) -> None:
+        """Read them too."""
+        del ranges
+        self._changed.set()
+
+    async def leave(self, ranges: Collection[str]) -> None:
+        """Read them no more. What is being decided is committed while they are still ours, or not at all."""
+        del ranges
+        self._changed.set()
+
+    def lost(self, ranges: Collection[str]) -> None:
+        """Read them no more."""
+        del ranges
+        self._changed.set()
+
     # --- reading --------------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
         """Read on from the recorded positions, until the consumer must be made anew."""
-        await self._load_positions()
-        start = min(self._positions.values()) + 1
+        self._changed.clear()
+        owned = self._ownership.partitions()
+        if not owned:
+            await self._changed.wait()
+            return
+        await self._load_positions(owned)
+        start = await self._first_undecided(owned)
         config = ConsumerConfig(
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
             opt_start_seq=start,
             ack_policy=AckPolicy.NONE,
-            filter_subject=f"{STORED_COMMANDS}.>",
+            **_filter(owned),
             inactive_threshold=60.0,
             mem_storage=True,
         )
         created = await self._stream.add_consumer(COMMAND_STREAM, config=config)
         subscription = await self._stream.pull_subscribe_bind(consumer=created.name, stream=COMMAND_STREAM)
-        log.info("inbox_reading", stream=COMMAND_STREAM, from_sequence=start)
+        log.info("inbox_reading", stream=COMMAND_STREAM, from_sequence=start, partitions=len(owned))
         expected = 1
         purged = monotonic()
         try:
-            while True:
+            while not self._changed.is_set():
                 messages = await self._fetch(subscription)
                 if messages and messages[0].metadata.sequence.consumer != expected:
                     log.warning("inbox_gap", expected=expected, got=messages[0].metadata.sequence.consumer)
@@ -134,39 +160,70 @@ class Inbox:
                 await subscription.unsubscribe()
 
     async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
+        """The next messages; none when there are none for a while, or when other partitions are to be read."""
+        fetching = asyncio.create_task(subscription.fetch(BATCH, timeout=IDLE))
+        changing = asyncio.create_task(self._changed.wait())
         try:
-            return await subscription.fetch(BATCH, timeout=IDLE)
+            await asyncio.wait((fetching, changing), return_when=asyncio.FIRST_COMPLETED)
+            return await fetching if fetching.done() else []
         except (TimeoutError, nats.errors.TimeoutError):
             return []
+        finally:
+            await end(fetching, changing)
 
     async def _made_anew(self) -> bool:
         info = await self._stream.stream_info(COMMAND_STREAM)
         return str(info.created) != self._incarnation
 
-    async def _load_positions(self) -> None:
+    async def _load_positions(self, owned: Sequence[int]) -> None:
         """Where each partition stands. They belong to one making of the stream: one made anew is read from 1."""
         info = await self._stream.stream_info(COMMAND_STREAM)
         self._incarnation = str(info.created)
-        for partition in range(PARTITIONS):
-            self._positions[partition] = await self._store.position(self._position_name(partition)) or 0
+        self._decided.clear()
+        names = {partition: self._position_name(partition) for partition in owned}
+        found = await self._store.positions(list(names.values()))
+        self._positions = {partition: found.get(name, 0) for partition, name in names.items()}
         self._wary = WARY
+
+    async def _first_undecided(self, owned: Sequence[int]) -> int:
+        """Where to begin to read: so far back as there is a message that is not decided.
+
+        The position of a partition in which nothing came for long lies far back, and says nothing about the others.
+        """
+        least, most = min(self._positions.values()), max(self._positions.values())
+        if most - least <= BATCH:
+            return least + 1
+        end_of_stream = (await self._stream.stream_info(COMMAND_STREAM)).state.last_seq
+        return min(await asyncio.gather(*(self._next_in(p, end_of_stream + 1) for p in owned)))
+
+    async def _next_in(self, partition: int, otherwise: int) -> int:
+        subject = f"{STORED_COMMANDS}.{partition}.>"
+        try:
+            found = await self._stream.get_msg(
+                COMMAND_STREAM, seq=self._positions[partition] + 1, subject=subject, next=True
+            )
+        except NotFoundError:
+            return otherwise
+        return found.seq or self._positions[partition] + 1
 
     def _position_name(self, partition: int) -> str:
         return f"commands/{self._incarnation}/{partition}"
 
     async def _purge(self) -> None:
-        """Remove from the stream what was decided a while ago, and move idle partitions' positions along."""
+        """Remove from the stream what was decided a while ago, of the partitions that are read here and no other."""
         moment = monotonic()
         behind = None
         while self._decided and self._decided[0][0] < moment - GRACE:
             behind = self._decided.popleft()[1]
         if behind is None:
             return
-        idle = [p for p, position in self._positions.items() if position < behind]
-        await self._store.commit([], positions=[Tracking(self._position_name(p), behind) for p in idle])
-        for partition in idle:
-            self._positions[partition] = behind
-        await self._stream.purge_stream(COMMAND_STREAM, seq=behind + 1)
+        if len(self._positions) == PARTITIONS:
+            await self._stream.purge_stream(COMMAND_STREAM, seq=behind + 1)
+            return
+        for partition, position in self._positions.items():
+            await self._stream.purge_stream(
+                COMMAND_STREAM, seq=min(behind, position) + 1, subject=f"{STORED_COMMANDS}.{partition}.>"
+            )
 
     # --- deciding -------------------------------------------------------------------------------------------------
 
@@ -176,6 +233,9 @@ class Inbox:
         ]
         fresh = [r for r in received if r.sequence > self._positions[r.partition]]
         if not fresh:
+            return
+        if not all(self._ownership.serves(range_of(r.partition)) for r in fresh):
+            self._changed.set()  # none is left out: what follows on it is read anew, by whoever owns it
             return
         if self._wary > 0:
             self._wary -= len(fresh)
@@ -203,7 +263,7 @@ class Inbox:
 
     async def _decide_batch(self, fresh: Sequence[Received]) -> None:
         """Decide and commit. One that breaks the decider is tried again alone and refused, the batch is decided."""
-        batch = _Batch(self._store, self._hot, self._catalogue(), self._now)
+        batch = _Batch(self._store, self._hot, self._ownership, self._catalogue(), self._now)
         try:
             decisions = await batch.decide(fresh, self._position_name, self._bury)
         except (Conflict, nats.errors.Error, APIError, OSError):
@@ -219,9 +279,9 @@ class Inbox:
     async def _decide_around(self, fresh: Sequence[Received], at: int | None) -> None:
         """Decide a batch in parts: what stands before and after the message that broke it, or, if none did, halves."""
         cuts = (len(fresh) // 2,) if at is None else (at, at + 1)
-        for start, end in zip((0, *cuts), (*cuts, len(fresh)), strict=True):
-            if start < end:
-                await self._decide_batch(fresh[start:end])
+        for first, following in zip((0, *cuts), (*cuts, len(fresh)), strict=True):
+            if first < following:
+                await self._decide_batch(fresh[first:following])
 
     async def _tried(self, received: Received, error: Exception) -> None:
         """One message, alone, broke the decider: again after a while, or refused at last."""
@@ -256,7 +316,11 @@ class Inbox:
         )
         refusal = Refusal("internal_error", "neither the command nor its refusal could be recorded because of a defect")
         await self._bury(received, refusal)
-        await self._store.commit([], positions=[Tracking(self._position_name(received.partition), received.sequence)])
+        await self._store.commit(
+            [],
+            positions=[Tracking(self._position_name(received.partition), received.sequence)],
+            fences=fences(self._ownership.held, [received.partition]),
+        )
         await self._committed([received], [_unrecorded(received, refusal)])
 
     async def _committed(self, fresh: Sequence[Received], decisions: Sequence[Decision]) -> None:
@@ -292,7 +356,10 @@ class Inbox:
 class _Batch:
     """One batch on its way from read to committed. Aggregates stay in turn until the commit is there."""
 
-    def __init__(self, store: EventStore, hot: HotAggregates, catalogue: Catalogue, now: Now) -> None:
+    def __init__(
+        self, store: EventStore, hot: HotAggregates, ownership: Ownership, catalogue: Catalogue, now: Now
+    ) -> None:
+        self._held = ownership.held
         self._store = store
         self._hot = hot
         self._catalogue = catalogue
@@ -328,6 +395,7 @@ class _Batch:
                 events,
                 positions=[Tracking(position_name(p), sequence) for p, sequence in reached.items()],
                 owing=owing,
+                fences=fences(self._held, reached),
             )
             crash_points.reach("inbox_after_commit")
         return decisions
@@ -420,6 +488,13 @@ def _breaking() -> Iterator[None]:
         raise
     except Exception as defect:
         raise _DecisionBrokeError from defect
+
+
+def _filter(partitions: Sequence[int]) -> dict[str, Any]:
+    """What a consumer is to deliver."""
+    if len(partitions) == PARTITIONS:
+        return {"filter_subject": f"{STORED_COMMANDS}.>"}
+    return {"filter_subjects": [f"{STORED_COMMANDS}.{partition}.>" for partition in partitions]}
 
 
 R = TypeVar("R", CommandAccepted, CommandRejected)

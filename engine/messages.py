@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 PREFIX = "holdfast.v1"
+LOG_SUBJECT = f"{PREFIX}.log"  # among workers: there is more in the log
 MAX_BODY = 256 * 1024  # bytes of a command's body; the broker's own limit lies above it
 PARTITIONS = 64  # fixed for life: another number would reorder the commands of an aggregate
 PROJECT_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"

@@ -1,5 +1,7 @@
 """The outbox: every event of the log is published to NATS as a CloudEvent, in order for each aggregate.
 
+Of several workers one publishes, whoever owns it.
+
 At least once: what was published and not noted is published again after a crash, under the same id, which the broker
 drops within its window. It is no source of truth; whoever missed events reads them from the log's read models.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -24,35 +26,59 @@ from aggregates.base import Event
 from engine import crash_points
 from engine.broker import Message, Publisher
 from engine.messages import CloudEvent, event_subject
+from engine.partitions import OUTBOX, Listener, Ownership, Sole, fences_of
 from engine.store import Conflict, EventStore, Stored
 
 log = structlog.get_logger(__name__)
 
 POSITION = "outbox"
 PAGE = 500
-POLL = 5.0  # seconds; a commit of this process wakes it at once
+WAIT = 0.1  # seconds, while it is being handed over
+POLL = 5.0  # seconds; commits wake it at once
 PROJECTS_KEPT = 50_000
 
 
-class Outbox:
+class Outbox(Listener):
     """Publishes one store's log."""
 
-    def __init__(self, client: Client, store: EventStore) -> None:
+    def __init__(self, client: Client, store: EventStore, ownership: Ownership | None = None) -> None:
         self._publisher = Publisher(client)
         self._store = store
+        self._ownership = ownership or Sole()
+        self._owned = asyncio.Event()
         self._wake = asyncio.Event()
         self._projects: OrderedDict[UUID, str] = OrderedDict()
         store.listen(self._on_commit)
 
     def _on_commit(self, events: Sequence[Event]) -> None:
         if events:
-            self._wake.set()
+            self.wake()
+
+    def wake(self) -> None:
+        """There is more in the log."""
+        self._wake.set()
+
+    def gained(self, ranges: Collection[str]) -> None:
+        """Begin where the owner before has come to."""
+        if OUTBOX in ranges:
+            self._owned.set()
+
+    def lost(self, ranges: Collection[str]) -> None:
+        """Publish nothing more."""
+        if OUTBOX in ranges:
+            self._owned.clear()
 
     async def run(self) -> None:
-        """Publish until cancelled; a lost broker is waited for."""
+        """Publish until cancelled, as long as it is owned; a lost broker is waited for."""
+        self._ownership.listen(self)
+        while True:
+            await self._owned.wait()
+            await self._follow()
+
+    async def _follow(self) -> None:
         position = await self._store.position(POSITION) or 0
         pause = 0.1
-        while True:
+        while self._owned.is_set():
             try:
                 position = await self._publish_page(position)
                 pause = 0.1
@@ -65,9 +91,13 @@ class Outbox:
                 position = await self._store.position(POSITION) or 0
 
     async def _publish_page(self, position: int) -> int:
+        held = self._ownership.held
         page = await self._store.read(position, PAGE)
         if not page:
             await self._sleep()
+            return position
+        if not self._ownership.serves(OUTBOX):
+            await asyncio.sleep(WAIT)
             return position
         for stored in page:
             self._remember(stored)
@@ -75,7 +105,9 @@ class Outbox:
         crash_points.reach("outbox_before_publish")
         await self._publisher.publish(messages)
         crash_points.reach("outbox_after_publish")
-        await self._store.commit([], positions=[Tracking(POSITION, page[-1].position)])
+        await self._store.commit(
+            [], positions=[Tracking(POSITION, page[-1].position)], fences=fences_of(held, [OUTBOX])
+        )
         crash_points.reach("outbox_after_commit")
         return page[-1].position
 

@@ -7,7 +7,7 @@ is sent; it is paid when its record is in the log.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -22,7 +22,7 @@ from aggregates.effects import CloudEffect, Effect, GuestEffect, SendCommand
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from engine import crash_points
 from engine.clock import monotonic
-from engine.clouds.port import Cloud, FinalError, TransientError
+from engine.clouds.port import Cloud, FinalError, TransientError, check_permit
 from engine.messages import MSG_ID, CommandEnvelope, CommandSubject, message_id
 from engine.store import EventStore
 
@@ -62,9 +62,13 @@ class Payer:
         raise FinalError("unsupported", f"nobody pays {effect.type_name}")
 
     def _on_commit(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if event.originator_id in self._awaited:
-                self._awaited[event.originator_id].set()
+        self.decided(event.originator_id for event in events)
+
+    def decided(self, records: Iterable[UUID]) -> None:
+        """These command records are in the log: whoever waits for one looks at once."""
+        for record in records:
+            if record in self._awaited:
+                self._awaited[record].set()
 
     async def _send(self, effect: SendCommand, key: str) -> None:
         command_id = uuid5(NAMESPACE_URL, f"holdfast:effect:{key}")
@@ -87,6 +91,7 @@ class Payer:
         body = msgspec.json.encode(envelope)
         subject = CommandSubject(effect.project, effect.kind, str(effect.aggregate_id), effect.command)
         headers = {MSG_ID: message_id(effect.project, command_id, body)}
+        check_permit()
         crash_points.reach("call", effect.command)
         try:
             await self._stream.publish(str(subject), body, headers=headers, timeout=10)

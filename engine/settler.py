@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -20,8 +20,9 @@ from aggregates.base import Event, Failure, Lifecycled, Obligation, WrongFactsEr
 from aggregates.effects import Effect
 from engine import crash_points
 from engine.clock import Now, utc_now
-from engine.clouds.port import FinalError, PayError, UnknownOutcomeError
+from engine.clouds.port import FinalError, PayError, UnknownOutcomeError, permit
 from engine.hot import HotAggregates, Turn
+from engine.partitions import Listener, Ownership, Sole, range_of, range_of_aggregate
 from engine.store import Conflict, EventStore
 from engine.tasks import end
 
@@ -33,10 +34,11 @@ FIRST_PAUSE = 0.5  # seconds before the second try; doubled with each, up to:
 LONGEST_PAUSE = 60.0
 
 
-class Settler:
-    """Pays for every aggregate that owes. `pay` is given the effect and its key, and bounds its own calls.
+class Settler(Listener):
+    """Pays for every aggregate of this worker's that owes.
 
-    `latest_effect`: the cloud's; nothing where no call outlives the process that made it.
+    `pay` is given the effect and its key, and bounds its own calls. `latest_effect`: the cloud's; nothing where no call
+    outlives the process that made it.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Settler:
         hot: HotAggregates,
         pay: Pay,
         *,
+        ownership: Ownership | None = None,
         limit: int = 64,
         latest_effect: timedelta = timedelta(0),
         now: Now = utc_now,
@@ -53,6 +56,7 @@ class Settler:
         self._store = store
         self._hot = hot
         self._pay = pay
+        self._ownership = ownership or Sole()
         self._latest_effect = latest_effect
         self._now = now
         self._jitter = jitter
@@ -60,19 +64,58 @@ class Settler:
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._changed: dict[UUID, asyncio.Event] = {}
         self._again: set[UUID] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        self._gained: set[str] = set()
+        self._more = asyncio.Event()
         store.listen(self._on_commit)
+
+    @property
+    def running(self) -> int:
+        """How many aggregates it works on."""
+        return len(self._tasks)
 
     async def run(self) -> None:
         """Take up everything that is owed, then serve until cancelled; effects that only wait are given up then."""
-        for aggregate_id, _ in await self._store.owing():
-            self.wake(aggregate_id)
+        self._ownership.listen(self)
         try:
-            await asyncio.Event().wait()
+            while True:
+                await self._more.wait()
+                self._more.clear()
+                gained, self._gained = self._gained, set()
+                for aggregate_id, partition in await self._store.owing():
+                    if range_of(partition) in gained:
+                        self.wake(aggregate_id)
         finally:
-            await end(*self._tasks.values())
+            await end(*self._tasks.values(), *self._ending)
+
+    def gained(self, ranges: Collection[str]) -> None:
+        """Take up what is owed there."""
+        self._gained.update(ranges)
+        self._more.set()
+
+    async def leave(self, ranges: Collection[str]) -> None:
+        """Give up what only waits there, see to its end what does not, and begin nothing."""
+        tasks = [task for aggregate_id, task in self._tasks.items() if range_of_aggregate(aggregate_id) in ranges]
+        for aggregate_id in self._tasks:
+            if range_of_aggregate(aggregate_id) in ranges:
+                self._changed[aggregate_id].set()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def lost(self, ranges: Collection[str]) -> None:
+        """Stop at once there; nobody waits for a call under way, whose answer is no longer ours to record."""
+        self._gained.difference_update(ranges)
+        for aggregate_id, task in list(self._tasks.items()):
+            if range_of_aggregate(aggregate_id) in ranges:
+                del self._tasks[aggregate_id], self._changed[aggregate_id]
+                self._again.discard(aggregate_id)
+                self._ending.add(task)
+                task.cancel()
 
     def wake(self, aggregate_id: UUID) -> None:
         """Look at what the aggregate owes, now or as soon as its running look has ended."""
+        if not self._ownership.serves(range_of_aggregate(aggregate_id)):
+            return
         changed = self._changed.get(aggregate_id)
         if changed is not None:
             changed.set()
@@ -84,6 +127,9 @@ class Settler:
         task.add_done_callback(lambda done: self._ended(aggregate_id, done))
 
     def _ended(self, aggregate_id: UUID, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(aggregate_id) is not task:
+            self._ending.discard(task)
+            return
         del self._tasks[aggregate_id], self._changed[aggregate_id]
         if task.cancelled():
             return
@@ -103,7 +149,9 @@ class Settler:
 
     async def _settle(self, aggregate_id: UUID) -> None:
         taken_up = False
-        while True:
+        ours = range_of_aggregate(aggregate_id)
+        permit.set(self._ownership.permit(ours))
+        while self._ownership.serves(ours):
             self._again.discard(aggregate_id)
             self._changed[aggregate_id].clear()
             try:
@@ -154,6 +202,8 @@ class Settler:
     async def _step(self, owed: Obligation) -> None:
         crash_points.reach("before_effect", owed.state)
         async with self._slots:
+            if not self._ownership.serves(range_of_aggregate(owed.aggregate_id)):
+                return
             outcome = await self._paid(owed)
         crash_points.reach("after_effect", owed.state)
         async with self._hot.turn(owed.aggregate_id) as turn:
@@ -198,6 +248,8 @@ class Settler:
         except asyncio.CancelledError:
             paying.cancel()
             raise
+        except Conflict:
+            raise  # the range is not ours any more: nothing is recorded
         except Exception as error:
             # A defect of ours must not stop the operation without a word: it is retried, then fails visibly. Nobody
             # knows how far it came.

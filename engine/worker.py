@@ -20,8 +20,10 @@ from engine.endpoints import Endpoints, Vault
 from engine.health import HealthMonitor
 from engine.hot import HotAggregates
 from engine.inbox import Inbox
+from engine.nudges import Nudge, Nudges
 from engine.outbox import Outbox
-from engine.payer import GuestPort, Payer
+from engine.partitions import Leases, Ownership, Sole
+from engine.payer import ACTOR, GuestPort, Payer
 from engine.settler import Settler
 from engine.store import EventStore
 from engine.tasks import run_together
@@ -33,7 +35,10 @@ CATALOGUE_AGE = 60.0  # seconds after which the cloud is asked again what it off
 
 
 class Worker:
-    """Makes things happen until cancelled. `jitter` spreads retries: a number from 0 to 1 each time."""
+    """Makes things happen until cancelled. `jitter` spreads retries: a number from 0 to 1 each time.
+
+    `ownership`: shared out among all workers of the store, where it takes several; all of it where it takes one.
+    """
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class Worker:
         vault: Vault,
         *,
         in_flight: int = IN_FLIGHT,
+        ownership: Ownership | None = None,
         now: Now = utc_now,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -53,6 +59,7 @@ class Worker:
         self._guests = guests
         self._vault = vault
         self._in_flight = in_flight
+        self._ownership = ownership
         self._now = now
         self._jitter = jitter
         self._catalogue: Catalogue | None = None
@@ -62,28 +69,52 @@ class Worker:
         await self._cloud.start()
         try:
             self._catalogue = await self._cloud.catalogue()
-            hot = HotAggregates(self._store)
-            payer = Payer(self._client, self._store, self._cloud, self._guests)
-            settler = Settler(
-                self._store,
-                hot,
-                payer.pay,
-                limit=self._in_flight,
-                latest_effect=self._cloud.latest_effect,
-                now=self._now,
-                jitter=self._jitter,
-            )
-            log.info("worker_started")
-            await run_together(
-                settler=settler.run(),
-                inbox=Inbox(self._client, self._store, hot, self._offered, self._now).run(),
-                outbox=Outbox(self._client, self._store).run(),
-                health=HealthMonitor(self._client, self._store, hot, self._now).run(),
-                endpoints=Endpoints(self._client, self._store, self._vault, self._offered, self._now).run(),
-                catalogue=self._refresh_catalogue(),
-            )
+            await self._serve()
         finally:
             await self._cloud.close()
+
+    async def _serve(self) -> None:
+        client, store = self._client, self._store
+        ownership = self._owned()
+        hot = HotAggregates(store, ownership)
+        payer = Payer(client, store, self._cloud, self._guests)
+        settler = Settler(
+            store,
+            hot,
+            payer.pay,
+            ownership=ownership,
+            limit=self._in_flight,
+            latest_effect=self._cloud.latest_effect,
+            now=self._now,
+            jitter=self._jitter,
+        )
+        outbox = Outbox(client, store, ownership)
+
+        def heard(nudge: Nudge) -> None:
+            outbox.wake()
+            payer.decided(nudge.decided)
+
+        parts = {
+            "ownership": ownership.run(),
+            "settler": settler.run(),
+            "inbox": Inbox(client, store, hot, self._offered, self._now, ownership).run(),
+            "outbox": outbox.run(),
+            "health": HealthMonitor(client, store, hot, self._now, ownership).run(),
+            "endpoints": Endpoints(client, store, self._vault, self._offered, self._now).run(),
+            "catalogue": self._refresh_catalogue(),
+        }
+        if store.shared:
+            parts["nudges"] = Nudges(client, store, heard, internal=ACTOR).run()
+        log.info("worker_started")
+        try:
+            await run_together(**parts)
+        finally:
+            await ownership.release()
+
+    def _owned(self) -> Ownership:
+        if self._ownership is not None:
+            return self._ownership
+        return Leases(self._client, self._store, now=self._now) if self._store.shared else Sole()
 
     def _offered(self) -> Catalogue:
         if self._catalogue is None:

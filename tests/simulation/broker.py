@@ -229,7 +229,7 @@ class Broker:
                 self._stream(name).config.update(request)
                 return self._stream(name).info()
             case "STREAM", "INFO", [name]:
-                return self._stream(name).info()
+                return self._stream(name).info(request.get("subjects_filter"))
             case "STREAM", "DELETE", [name]:
                 self._stream(name)
                 del self.streams[name]
@@ -237,6 +237,8 @@ class Broker:
             case "STREAM", "PURGE", [name]:
                 purged = self._stream(name).purge(request.get("seq"), request.get("filter"), request.get("keep") or 0)
                 return {"success": True, "purged": purged}
+            case "STREAM", "MSG", ["GET", name]:
+                return self._stream(name).next_of(request["next_by_subj"], request["seq"])
             case "STREAM", "MSG", ["DELETE", name]:
                 self._stream(name).delete(request["seq"])
                 return {"success": True}

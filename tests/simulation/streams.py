@@ -7,7 +7,7 @@ server's own. Consumers are those that the engine uses, which pull and do not ac
 from __future__ import annotations
 
 import re
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -62,7 +62,8 @@ class Consumer:
         self.delivered = 0
         self.waiting: deque[Pull] = deque()
         self.active_at = at
-        self._filter = _pattern(config["filter_subject"]) if config.get("filter_subject") else None
+        filters = config.get("filter_subjects") or [config.get("filter_subject") or ">"]
+        self._filters = [_pattern(subject) for subject in filters]
 
     def idle_for_too_long(self, now: float) -> bool:
         """Whether the server has removed it, since nobody pulled."""
@@ -75,7 +76,7 @@ class Consumer:
         while self.next <= self.stream.last:
             stored = self.stream.messages.get(self.next)
             self.next += 1
-            if stored is not None and (self._filter is None or self._filter.fullmatch(stored.subject)):
+            if stored is not None and any(pattern.fullmatch(stored.subject) for pattern in self._filters):
                 self.delivered += 1
                 return stored
         return None
@@ -108,15 +109,18 @@ class Stream:
         """Whether messages of the subject are stored here."""
         return any(pattern.fullmatch(subject) for pattern in self._subjects)
 
-    def info(self) -> dict[str, Any]:
-        """What STREAM.INFO answers."""
-        state = {
+    def info(self, subjects: str | None = None) -> dict[str, Any]:
+        """What STREAM.INFO answers, with the messages of each subject that matches, if asked for them."""
+        state: dict[str, Any] = {
             "messages": len(self.messages),
             "bytes": self._bytes,
             "first_seq": self.first,
             "last_seq": self.last,
             "consumer_count": len(self.consumers),
         }
+        if subjects is not None:
+            found = (s.subject for s in self.messages.values() if _pattern(subjects).fullmatch(s.subject))
+            state["subjects"] = Counter(found)
         return {"config": self.config, "created": _time(self.created), "state": state}
 
     def store(self, subject: str, data: bytes, headers: Headers, now: float) -> tuple[int, bool]:
@@ -148,6 +152,14 @@ class Stream:
         self._forget(now)
         sequences = self._by_subject.get(subject)
         return self.messages[sequences[-1]] if sequences else None
+
+    def next_of(self, subject: str, sequence: int) -> dict[str, Any]:
+        """The first message of the subjects that stands at the sequence or after. Raises `ApiError`."""
+        pattern = _pattern(subject)
+        for stored in self.messages.values():
+            if stored.sequence >= sequence and pattern.fullmatch(stored.subject):
+                return {"message": {"subject": stored.subject, "seq": stored.sequence}}
+        raise ApiError(404, 10037, "no message found")
 
     def delete(self, sequence: int) -> None:
         """Remove one message. Raises `ApiError`."""

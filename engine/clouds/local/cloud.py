@@ -29,7 +29,7 @@ from engine.clouds.local.records import Power
 from engine.clouds.local.servers import Launcher, Servers
 from engine.clouds.local.supervisor import Supervisor
 from engine.clouds.local.volumes import Volumes
-from engine.clouds.port import Facts, FinalError, PayError, TransientError
+from engine.clouds.port import Facts, FinalError, PayError, TransientError, check_permit
 
 _LOCK_TIMEOUT = 60.0
 _GRACE = 10.0  # seconds that processes have to end by themselves
@@ -265,6 +265,7 @@ class LocalCloud:
 
     async def _with(self, lock: Lock, work: Callable[[Lock], Result], threads: ThreadPoolExecutor) -> Result:
         try:
+            check_permit()
             future = threads.submit(work, lock)
         except BaseException:
             lock.release()
