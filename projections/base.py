@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,8 @@ from eventsourcing.sqlite import (
     SQLiteDatastore,
     SQLiteTrackingRecorder,
 )
+
+from projections.rows import Rows
 
 FILE = "models.db"
 LOCK = "projector.lock"
@@ -52,16 +55,17 @@ class Log(Protocol):
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """One read model: its tables, the topics it reads (by prefix), and how one event changes its rows.
+    """One read model: its tables and their keys, the topics it reads (by prefix), how one event changes its rows.
 
     `revision` is raised when `apply` means something else than before: the rows are then dropped and made again.
     """
 
     name: str
     tables: Mapping[str, str]
+    keys: Mapping[str, tuple[str, ...]]
     indexes: tuple[str, ...]
     kinds: frozenset[str]
-    apply: Callable[[SQLiteCursor, StoredEvent], None]
+    apply: Callable[[Rows, StoredEvent], None]
     revision: int = 1
 
     @property
@@ -171,16 +175,13 @@ class ReadModels(SQLiteTrackingRecorder):
         return stopped
 
     def _advance(self, c: SQLiteCursor, model: Model, page: Sequence[StoredEvent]) -> CannotApplyError | None:
-        c.execute("SAVEPOINT model")
         failed: CannotApplyError | None = None
         try:
             _apply(c, model, page)
         except CannotApplyError as error:
-            c.execute("ROLLBACK TO model")
             page = [stored for stored in page if stored.position < error.position]
             _apply(c, model, page)
             failed = error
-        c.execute("RELEASE model")
         if page:
             self._insert_tracking(c, Tracking(model.name, page[-1].position))
         return failed
@@ -203,13 +204,39 @@ class ReadModels(SQLiteTrackingRecorder):
 
 
 def _apply(c: SQLiteCursor, model: Model, page: Sequence[StoredEvent]) -> None:
-    for stored in page:
-        if not model.reads(stored):
-            continue
+    """Apply all of the page or, raising `CannotApplyError`, nothing."""
+    read = [stored for stored in page if model.reads(stored)]
+    c.execute("SAVEPOINT page")
+    try:
+        _apply_together(c, model, read)
+    except sqlite3.IntegrityError:
+        # Rows that break a table's constraints: which event made them is seen when each is written alone.
+        c.execute("ROLLBACK TO page")
         try:
-            model.apply(c, stored)
+            for stored in read:
+                _apply_alone(c, model, stored)
+        except CannotApplyError:
+            c.execute("ROLLBACK TO page")
+            raise
+    finally:
+        c.execute("RELEASE page")
+
+
+def _apply_together(c: SQLiteCursor, model: Model, read: Sequence[StoredEvent]) -> None:
+    rows = Rows(c, model.keys)
+    for stored in read:
+        try:
+            model.apply(rows, stored)
         except Exception as error:
             raise CannotApplyError(model.name, stored, error) from error
+    rows.write()
+
+
+def _apply_alone(c: SQLiteCursor, model: Model, stored: StoredEvent) -> None:
+    try:
+        _apply_together(c, model, [stored])
+    except sqlite3.IntegrityError as error:
+        raise CannotApplyError(model.name, stored, error) from error
 
 
 def _acquire(path: Path) -> int:
@@ -232,31 +259,9 @@ def _acquire(path: Path) -> int:
 
 def stamp(at: datetime) -> str:
     """A time as it is stored: UTC, of fixed width, so that it sorts as text."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return f"{at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def as_json(value: Any) -> str:
     """A nested value as it is stored."""
     return msgspec.json.encode(value).decode()
-
-
-def insert(c: SQLiteCursor, table: str, row: Mapping[str, Any]) -> None:
-    """Add a row. Table and columns are constants of the models."""
-    marks = ",".join("?" * len(row))
-    c.execute(f"INSERT INTO {table} ({','.join(row)}) VALUES ({marks})", tuple(row.values()))  # noqa: S608
-
-
-def update(c: SQLiteCursor, table: str, key: Mapping[str, Any], row: Mapping[str, Any]) -> None:
-    """Change the rows of a key. Table and columns are constants of the models."""
-    values = ",".join(f"{column}=?" for column in row)
-    where = " AND ".join(f"{column}=?" for column in key)
-    c.execute(f"UPDATE {table} SET {values} WHERE {where}", (*row.values(), *key.values()))  # noqa: S608
-
-
-def one(c: SQLiteCursor, statement: str, *values: Any) -> Any:
-    """The row that must be there. Raises `LookupError`."""
-    c.execute(statement, values)
-    row = c.fetchone()
-    if row is None:
-        raise LookupError(f"no row for {values}, which an earlier event should have made")
-    return row

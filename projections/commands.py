@@ -9,12 +9,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from eventsourcing.sqlite import SQLiteCursor
-
 from aggregates.record import CommandAccepted
 from projections.answers import CommandAnswer
-from projections.base import Model, StoredEvent, insert, stamp
+from projections.base import Model, StoredEvent, stamp
 from projections.listing import Listing, found
+from projections.rows import Rows
 
 TABLES = {
     "commands": """CREATE TABLE commands (
@@ -61,12 +60,11 @@ def touched(page: Sequence[StoredEvent]) -> set[str]:
     return ids
 
 
-def apply(c: SQLiteCursor, stored: StoredEvent) -> None:
+def apply(rows: Rows, stored: StoredEvent) -> None:
     """Take one event."""
     event = stored.event
     accepted = isinstance(event, CommandAccepted)
-    insert(
-        c,
+    rows.insert(
         "commands",
         {
             "project": event.project,
@@ -84,4 +82,11 @@ def apply(c: SQLiteCursor, stored: StoredEvent) -> None:
     )
 
 
-MODEL = Model(name="commands", tables=TABLES, indexes=INDEXES, kinds=frozenset({"command"}), apply=apply)
+MODEL = Model(
+    name="commands",
+    tables=TABLES,
+    keys={"commands": ("project", "command_id")},
+    indexes=INDEXES,
+    kinds=frozenset({"command"}),
+    apply=apply,
+)

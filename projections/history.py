@@ -9,11 +9,10 @@ import sqlite3
 from typing import Any
 from uuid import UUID
 
-from eventsourcing.sqlite import SQLiteCursor
-
 from projections.answers import HistoryAnswer
-from projections.base import Model, StoredEvent, as_json, insert, one, stamp
+from projections.base import Model, StoredEvent, as_json, stamp
 from projections.listing import Listing, found
+from projections.rows import Rows
 from projections.sentences import sentence
 
 TABLES = {
@@ -54,13 +53,12 @@ def get(connection: sqlite3.Connection, project: str, aggregate_id: str, version
     return answer
 
 
-def apply(c: SQLiteCursor, stored: StoredEvent) -> None:
+def apply(rows: Rows, stored: StoredEvent) -> None:
     """Take one event."""
     event, aggregate_id = stored.event, str(stored.aggregate_id)
     kind, _, name = stored.topic.partition(".")
-    context = _command(event) if kind == "command" else _context(c, stored, kind)
-    insert(
-        c,
+    context = _command(event) if kind == "command" else _context(rows, stored, kind)
+    rows.insert(
         "history",
         {
             "position": stored.position,
@@ -86,31 +84,39 @@ def _command(event: Any) -> dict[str, Any]:
     }
 
 
-def _context(c: SQLiteCursor, stored: StoredEvent, kind: str) -> dict[str, Any]:
-    event, aggregate_id = stored.event, str(stored.aggregate_id)
+def _context(rows: Rows, stored: StoredEvent, kind: str) -> dict[str, Any]:
+    event, key = stored.event, (str(stored.aggregate_id),)
     about: UUID | None = getattr(event, "instance_id", None)
     if stored.version == 1:
         about = stored.aggregate_id if kind == "instance" else about
-        c.execute(
-            "INSERT INTO history_aggregates (aggregate_id, project, instance_id) VALUES (?, ?, ?)",
-            (aggregate_id, event.project, about and str(about)),
+        rows.insert(
+            "history_aggregates",
+            {
+                "aggregate_id": key[0],
+                "project": event.project,
+                "instance_id": about and str(about),
+                "operation_id": None,
+                "command": None,
+                "actor": None,
+            },
         )
     if (operation := getattr(event, "operation", None)) is not None:
-        c.execute(
-            "UPDATE history_aggregates SET operation_id = ?, command = ?, actor = ? WHERE aggregate_id = ?",
-            (str(operation.id), operation.command, operation.actor, aggregate_id),
+        rows.update(
+            "history_aggregates",
+            key,
+            {"operation_id": str(operation.id), "command": operation.command, "actor": operation.actor},
         )
-    row = one(
-        c,
-        "SELECT project, instance_id, operation_id, command, actor FROM history_aggregates WHERE aggregate_id = ?",
-        aggregate_id,
-    )
-    return {**dict(row), **({"instance_id": str(about)} if about else {})}
+    row = rows.get("history_aggregates", key)
+    return {
+        **{name: row[name] for name in ("project", "instance_id", "operation_id", "command", "actor")},
+        **({"instance_id": str(about)} if about else {}),
+    }
 
 
 MODEL = Model(
     name="history",
     tables=TABLES,
+    keys={"history": ("position",), "history_aggregates": ("aggregate_id",)},
     indexes=INDEXES,
     kinds=frozenset({"instance", "quota", "health", "command"}),
     apply=apply,

@@ -8,15 +8,14 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from eventsourcing.sqlite import SQLiteCursor
-
 from aggregates.base import LateOutcome, OperationParked, Transitioned
 from aggregates.catalogue import Flavor
 from aggregates.health import HealthChanged, HealthStatus, HealthWatched
 from aggregates.instance_events import InstanceRequested, PortDeleted, ServerDeleted, VolumeDeleted
 from projections.answers import Error, InstanceAnswer
-from projections.base import Model, StoredEvent, as_json, insert, one, stamp, update
+from projections.base import Model, StoredEvent, as_json, stamp
 from projections.listing import Listing, found
+from projections.rows import Rows
 from projections.words import operating_status, owes, status, trove_status
 
 KIND = "instance"
@@ -74,32 +73,31 @@ def get(connection: sqlite3.Connection, project: str, instance_id: str) -> Insta
     return answer
 
 
-def apply(c: SQLiteCursor, stored: StoredEvent) -> None:
+def apply(rows: Rows, stored: StoredEvent) -> None:
     """Take one event."""
     event = stored.event
     match event:
         case InstanceRequested():
-            _insert(c, stored)
+            _insert(rows, stored)
         case HealthWatched():
-            _watched(c, stored)
+            _watched(rows, stored)
         case HealthChanged():
-            _health(c, stored)
+            _health(rows, stored)
         case Transitioned():
-            _transition(c, stored)
+            _transition(rows, stored)
         case LateOutcome():
-            _update(c, stored, {name: event.facts[name] for name in _FACTS if name in event.facts})
+            _update(rows, stored, {name: event.facts[name] for name in _FACTS if name in event.facts})
         case OperationParked():
-            _update(c, stored, {"parked": 1})
+            _update(rows, stored, {"parked": 1})
         case _:
-            _update(c, stored, {})
+            _update(rows, stored, {})
 
 
-def _insert(c: SQLiteCursor, stored: StoredEvent) -> None:
+def _insert(rows: Rows, stored: StoredEvent) -> None:
     event = stored.event
     state = event.operation.plan[0]
     word = status(KIND, state)
-    insert(
-        c,
+    rows.insert(
         "instances",
         {
             "id": str(stored.aggregate_id),
@@ -129,7 +127,7 @@ def _insert(c: SQLiteCursor, stored: StoredEvent) -> None:
     )
 
 
-def _transition(c: SQLiteCursor, stored: StoredEvent) -> None:
+def _transition(rows: Rows, stored: StoredEvent) -> None:
     event = stored.event
     word = status(KIND, event.state)
     change: dict[str, Any] = {
@@ -144,7 +142,7 @@ def _transition(c: SQLiteCursor, stored: StoredEvent) -> None:
         **_GONE.get(type(event), {}),
     }
     if word == "ACTIVE":
-        row = one(c, "SELECT health FROM instances WHERE id = ?", str(stored.aggregate_id))
+        row = rows.get("instances", (str(stored.aggregate_id),))
         change["operating_status"] = operating_status(word, row["health"])
     if hasattr(event, "flavor"):
         change.update(_flavor(event.flavor))
@@ -161,35 +159,31 @@ def _transition(c: SQLiteCursor, stored: StoredEvent) -> None:
         change.update(operation_id=None, operation=None)
     if word == "DELETED":
         change.update(deleted=1, deleted_at=stamp(event.timestamp))
-    _update(c, stored, change)
+    _update(rows, stored, change)
 
 
-def _update(c: SQLiteCursor, stored: StoredEvent, change: dict[str, Any]) -> None:
+def _update(rows: Rows, stored: StoredEvent, change: dict[str, Any]) -> None:
     change = {**change, "version": stored.version, "updated_at": stamp(stored.event.timestamp)}
-    update(c, "instances", {"id": str(stored.aggregate_id)}, change)
+    rows.update("instances", (str(stored.aggregate_id),), change)
 
 
-def _watched(c: SQLiteCursor, stored: StoredEvent) -> None:
-    c.execute(
-        "INSERT INTO instance_healths VALUES (?, ?, ?)",
-        (str(stored.aggregate_id), str(stored.event.instance_id), HealthStatus.UNKNOWN),
+def _watched(rows: Rows, stored: StoredEvent) -> None:
+    rows.insert(
+        "instance_healths",
+        {
+            "health_id": str(stored.aggregate_id),
+            "instance_id": str(stored.event.instance_id),
+            "health": HealthStatus.UNKNOWN,
+        },
     )
 
 
-def _health(c: SQLiteCursor, stored: StoredEvent) -> None:
-    health = str(stored.event.health)
-    c.execute(
-        "UPDATE instance_healths SET health = ? WHERE health_id = ? RETURNING instance_id",
-        (health, str(stored.aggregate_id)),
-    )
-    instance_id = c.fetchone()["instance_id"]
-    row = one(c, "SELECT status FROM instances WHERE id = ?", instance_id)
-    update(
-        c,
-        "instances",
-        {"id": instance_id},
-        {"health": health, "operating_status": operating_status(row["status"], health)},
-    )
+def _health(rows: Rows, stored: StoredEvent) -> None:
+    health, key = str(stored.event.health), (str(stored.aggregate_id),)
+    instance = (rows.get("instance_healths", key)["instance_id"],)
+    word = operating_status(rows.get("instances", instance)["status"], health)
+    rows.update("instance_healths", key, {"health": health})
+    rows.update("instances", instance, {"health": health, "operating_status": word})
 
 
 def _flavor(flavor: Flavor) -> dict[str, Any]:
@@ -202,4 +196,11 @@ def _failure(failure: Any) -> str | None:
     return as_json(Error(code=failure.code, message=failure.message, state=failure.state))
 
 
-MODEL = Model(name="instances", tables=TABLES, indexes=INDEXES, kinds=frozenset({KIND, "health"}), apply=apply)
+MODEL = Model(
+    name="instances",
+    tables=TABLES,
+    keys={"instances": ("id",), "instance_healths": ("health_id",)},
+    indexes=INDEXES,
+    kinds=frozenset({KIND, "health"}),
+    apply=apply,
+)

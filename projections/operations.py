@@ -10,13 +10,13 @@ import sqlite3
 from typing import Any
 
 import msgspec
-from eventsourcing.sqlite import SQLiteCursor
 
 from aggregates.base import AttemptFailed, OperationParked, Transitioned
 from engine.messages import Outcome
 from projections.answers import Error, OperationAnswer, StatePassed
-from projections.base import Model, StoredEvent, as_json, insert, one, stamp, update
+from projections.base import Model, StoredEvent, as_json, stamp
 from projections.listing import Listing, found
+from projections.rows import Rows
 from projections.words import LIFECYCLES, effect_owed, owes
 
 TABLES = {
@@ -56,37 +56,35 @@ def get(connection: sqlite3.Connection, project: str, operation_id: str) -> Oper
     return answer
 
 
-def apply(c: SQLiteCursor, stored: StoredEvent) -> None:
+def apply(rows: Rows, stored: StoredEvent) -> None:
     """Take one event."""
     event, aggregate_id = stored.event, str(stored.aggregate_id)
     if stored.version == 1:
         project = event.project
-        c.execute("INSERT INTO operation_progress VALUES (?, ?, 1, NULL)", (aggregate_id, project))
+        rows.insert(
+            "operation_progress",
+            {"aggregate_id": aggregate_id, "project": project, "version": 1, "operation_id": None},
+        )
         running = None
     else:
-        row = one(
-            c,
-            "UPDATE operation_progress SET version = ? WHERE aggregate_id = ? RETURNING project, operation_id",
-            stored.version,
-            aggregate_id,
-        )
+        row = rows.get("operation_progress", (aggregate_id,))
         project, running = row["project"], row["operation_id"]
+        rows.update("operation_progress", (aggregate_id,), {"version": stored.version})
     kind = stored.topic.partition(".")[0]
     if kind not in LIFECYCLES:
         return
     if (begun := getattr(event, "operation", None)) is not None:
         if running is not None:
-            _cancel(c, project, running, str(begun.id), event)
-        running = _begin(c, project, kind, aggregate_id, event)
+            _cancel(rows, project, running, str(begun.id), event)
+        running = _begin(rows, project, kind, aggregate_id, event)
     if running is not None:
-        _progress(c, project, kind, running, aggregate_id, event)
+        _progress(rows, project, kind, running, aggregate_id, event)
 
 
-def _begin(c: SQLiteCursor, project: str, kind: str, aggregate_id: str, event: Any) -> str:
+def _begin(rows: Rows, project: str, kind: str, aggregate_id: str, event: Any) -> str:
     operation = event.operation
     state = getattr(event, "state", operation.plan[0])
-    insert(
-        c,
+    rows.insert(
         "operations",
         {
             "id": str(operation.id),
@@ -103,42 +101,38 @@ def _begin(c: SQLiteCursor, project: str, kind: str, aggregate_id: str, event: A
             "deadline": stamp(operation.deadline),
             "started_at": stamp(event.timestamp),
             "outcome": Outcome.RUNNING,
+            "failure": None,
             "states": as_json([StatePassed(state=state, at=event.timestamp)]),
         },
     )
-    _set_running(c, aggregate_id, str(operation.id))
+    _set_running(rows, aggregate_id, str(operation.id))
     return str(operation.id)
 
 
-def _cancel(c: SQLiteCursor, project: str, operation_id: str, by: str, event: Any) -> None:
-    row = one(c, "SELECT started_at FROM operations WHERE project = ? AND id = ?", project, operation_id)
-    _end(c, project, operation_id, event, row["started_at"], {"outcome": Outcome.CANCELLED, "cancelled_by": by})
+def _cancel(rows: Rows, project: str, operation_id: str, by: str, event: Any) -> None:
+    row = rows.get("operations", (project, operation_id))
+    _end(rows, (project, operation_id), event, row["started_at"], {"outcome": Outcome.CANCELLED, "cancelled_by": by})
 
 
-def _progress(c: SQLiteCursor, project: str, kind: str, operation_id: str, aggregate_id: str, event: Any) -> None:
-    key = {"project": project, "id": operation_id}
+def _progress(rows: Rows, project: str, kind: str, operation_id: str, aggregate_id: str, event: Any) -> None:
+    key = (project, operation_id)
     match event:
         case AttemptFailed():
             error = as_json(Error(code=event.code, message=event.message))
-            update(
-                c,
+            rows.update(
                 "operations",
                 key,
                 {"attempts": event.attempt, "error": error, "retry_at": stamp(event.retry_at), "effect": event.effect},
             )
         case OperationParked():
             error = as_json(Error(code=event.code, message=event.message))
-            update(c, "operations", key, {"parked": 1, "error": error, "retry_at": None, "effect": event.effect})
+            rows.update("operations", key, {"parked": 1, "error": error, "retry_at": None, "effect": event.effect})
         case Transitioned() if getattr(event, "operation", None) is None:
-            _transition(c, key, kind, aggregate_id, event)
+            _transition(rows, key, kind, aggregate_id, event)
 
 
-def _transition(c: SQLiteCursor, key: dict[str, str], kind: str, aggregate_id: str, event: Any) -> None:
-    row = one(
-        c,
-        "SELECT plan, n, m, failure, states, started_at FROM operations WHERE project = ? AND id = ?",
-        *key.values(),
-    )
+def _transition(rows: Rows, key: tuple[str, str], kind: str, aggregate_id: str, event: Any) -> None:
+    row = rows.get("operations", key)
     state, failure = event.state, row["failure"]
     if (failed := getattr(event, "failure", None)) is not None:
         failure = as_json(Error(code=failed.code, message=failed.message, state=failed.state))
@@ -155,22 +149,21 @@ def _transition(c: SQLiteCursor, key: dict[str, str], kind: str, aggregate_id: s
         "states": as_json(states),
     }
     if owes(kind, state):
-        update(c, "operations", key, {**change, "state": state, "effect": effect_owed(kind, state)})
+        rows.update("operations", key, {**change, "state": state, "effect": effect_owed(kind, state)})
         return
     if failure is None or state == "DELETED":
         change.update(outcome=Outcome.DONE, n=row["m"])
     else:
         change.update(outcome=Outcome.FAILED)
-    _end(c, key["project"], key["id"], event, row["started_at"], change)
-    _set_running(c, aggregate_id, None)
+    _end(rows, key, event, row["started_at"], change)
+    _set_running(rows, aggregate_id, None)
 
 
-def _end(c: SQLiteCursor, project: str, operation_id: str, event: Any, started: str, change: dict[str, Any]) -> None:
+def _end(rows: Rows, key: tuple[str, str], event: Any, started: str, change: dict[str, Any]) -> None:
     begun = msgspec.convert(started, type(event.timestamp))
-    update(
-        c,
+    rows.update(
         "operations",
-        {"project": project, "id": operation_id},
+        key,
         {
             **change,
             "state": None,
@@ -183,10 +176,15 @@ def _end(c: SQLiteCursor, project: str, operation_id: str, event: Any, started: 
     )
 
 
-def _set_running(c: SQLiteCursor, aggregate_id: str, operation_id: str | None) -> None:
-    c.execute("UPDATE operation_progress SET operation_id = ? WHERE aggregate_id = ?", (operation_id, aggregate_id))
+def _set_running(rows: Rows, aggregate_id: str, operation_id: str | None) -> None:
+    rows.update("operation_progress", (aggregate_id,), {"operation_id": operation_id})
 
 
 MODEL = Model(
-    name="operations", tables=TABLES, indexes=INDEXES, kinds=frozenset({"instance", "quota", "health"}), apply=apply
+    name="operations",
+    tables=TABLES,
+    keys={"operations": ("project", "id"), "operation_progress": ("aggregate_id",)},
+    indexes=INDEXES,
+    kinds=frozenset({"instance", "quota", "health"}),
+    apply=apply,
 )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sqlite3
 from uuid import UUID
 
-from eventsourcing.sqlite import SQLiteCursor
-
 from aggregates.quota import QuotaOpened, ReservationChanged, ReservationReleased
 from projections.answers import Holding, QuotaAnswer
 from projections.base import Model, StoredEvent
 from projections.listing import LIMIT
+from projections.rows import Rows
 
 TABLES = {
     "quotas": "CREATE TABLE quotas (id TEXT PRIMARY KEY, project TEXT NOT NULL) WITHOUT ROWID",
@@ -40,19 +39,28 @@ def get(connection: sqlite3.Connection, project: str) -> QuotaAnswer:
     )
 
 
-def apply(c: SQLiteCursor, stored: StoredEvent) -> None:
+def apply(rows: Rows, stored: StoredEvent) -> None:
     """Take one event."""
     quota_id = str(stored.aggregate_id)
     match stored.event:
         case QuotaOpened(project=project):
-            c.execute("INSERT INTO quotas VALUES (?, ?)", (quota_id, project))
+            rows.insert("quotas", {"id": quota_id, "project": project})
         case ReservationChanged(instance_id=instance_id, held=held):
-            c.execute(
-                "INSERT OR REPLACE INTO quota_holdings VALUES (?, ?, ?, ?)",
-                (quota_id, str(instance_id), held.ram, held.volumes),
+            holder = str(instance_id)
+            rows.delete("quota_holdings", (quota_id, holder))
+            rows.insert(
+                "quota_holdings",
+                {"quota_id": quota_id, "instance_id": holder, "ram": held.ram, "volumes": held.volumes},
             )
         case ReservationReleased(instance_id=instance_id):
-            c.execute("DELETE FROM quota_holdings WHERE quota_id = ? AND instance_id = ?", (quota_id, str(instance_id)))
+            rows.delete("quota_holdings", (quota_id, str(instance_id)))
 
 
-MODEL = Model(name="quota", tables=TABLES, indexes=INDEXES, kinds=frozenset({"quota"}), apply=apply)
+MODEL = Model(
+    name="quota",
+    tables=TABLES,
+    keys={"quotas": ("id",), "quota_holdings": ("quota_id", "instance_id")},
+    indexes=INDEXES,
+    kinds=frozenset({"quota"}),
+    apply=apply,
+)
