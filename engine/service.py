@@ -23,10 +23,14 @@ from aggregates.base import Event
 from engine import crash_environment
 from engine.broker import BrokerError, BrokerSettings, connect, ensure_streams, require_durable, shown
 from engine.clouds.local import LocalCloud
+from engine.clouds.port import Cloud
+from engine.clouds.simulated import SimulatedGuests
+from engine.clouds.simulated.client import FarSide, RemoteCloud
 from engine.credentials import GuestCredentials, inbox_prefix
 from engine.embedded import DEFAULT_PORT, EmbeddedBroker
 from engine.guest.datastores.catalogue import available
 from engine.guests import Guests
+from engine.payer import GuestPort
 from engine.state import StateDirectory
 from engine.store import EventLog, EventStore, open_log, open_store
 from engine.tasks import end, run_together
@@ -39,12 +43,16 @@ from projections.run import run_projector
 
 log = structlog.get_logger(__name__)
 
+LOCAL = "local"
+SIMULATED = "simulated:"
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a process is told. `broker` None: the embedded one on `port`. `store_url` None: SQLite in the state.
 
     `durable_broker`: the operator vouches that a broker which is not ours keeps what it acknowledges.
-    `guest_seed`: the NKey seed that guests use with such a broker.
+    `guest_seed`: the NKey seed that guests use with such a broker. `cloud`: `local`, or `simulated:` and the path of a
+    socket.
     """
 
     state: Path
@@ -56,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int = 64
     durable_broker: bool = False
     guest_seed: Path | None = None
+    cloud: str = LOCAL
 
     def store(self) -> str:
         """The event store's URL."""
@@ -166,13 +175,24 @@ class _Process:
     async def worker(
         self, store: EventStore, client: Client, broker: EmbeddedBroker | None
     ) -> Coroutine[Any, Any, None]:
-        """A worker on the local cloud."""
+        """A worker on the cloud that it is told to use."""
         settings = self._settings
         await ensure_streams(client.jetstream())
         await require_durable(client.jetstream(), embedded=broker is not None, declared=settings.durable_broker)
         vault = Vault(self.state.vault)
+        cloud, guests = self._cloud(client, broker, vault)
+        return Worker(client, store, cloud, guests, vault, in_flight=settings.in_flight).run()
+
+    def _cloud(self, client: Client, broker: EmbeddedBroker | None, vault: Vault) -> tuple[Cloud, GuestPort]:
+        settings = self._settings
+        if settings.cloud.startswith(SIMULATED):
+            far_side = FarSide(Path(settings.cloud.removeprefix(SIMULATED)))
+            cloud = RemoteCloud(far_side, in_flight=settings.in_flight)
+            return cloud, SimulatedGuests(agents=far_side, secrets=vault)
+        if settings.cloud != LOCAL:
+            raise ValueError(f"there is no cloud {settings.cloud}: say {LOCAL}, or {SIMULATED}<path of a socket>")
         ca = None if broker is not None else self._foreign().tls_ca
-        cloud = LocalCloud(
+        local = LocalCloud(
             self.state.cloud,
             nats_url=self.url(broker),
             tls_ca=ca and ca.absolute(),  # agents run in a directory of their own
@@ -181,7 +201,7 @@ class _Process:
             run_as=settings.run_as,
             mount="auto" if settings.mount else "never",
         )
-        return Worker(client, store, cloud, Guests(client, vault), vault, in_flight=settings.in_flight).run()
+        return local, Guests(client, vault)
 
     def url(self, broker: EmbeddedBroker | None) -> str:
         """Where agents find the broker."""

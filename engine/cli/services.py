@@ -45,6 +45,14 @@ Durable = Annotated[
     typer.Option("--durable-broker", help="You vouch that this broker keeps what it acknowledges."),
 ]
 GuestSeed = Annotated[Path | None, typer.Option("--guest-seed", help="File with the NKey seed that guests use there.")]
+Cloud = Annotated[
+    str,
+    typer.Option(
+        "--cloud",
+        help="Where servers are made: local (this machine), or simulated:SOCKET, for trials of the engine alone: a "
+        "simulated cloud in a process of its own, started by python -m engine.clouds.simulated.",
+    ),
+]
 InFlight = Annotated[int, typer.Option(help="Effects towards the cloud at once.", min=1)]
 RunAs = Annotated[str | None, typer.Option(help="user-id:group-id of the guests when started by root.")]
 JsonLog = Annotated[bool, typer.Option("--json-log", help="Log in JSON.")]
@@ -77,6 +85,7 @@ def up(
     durable_broker: Durable = False,
     guest_seed: GuestSeed = None,
     store: Store = None,
+    cloud: Cloud = "local",
     run_as: RunAs = None,
     mount: Annotated[bool, typer.Option(help="Under root, give volumes a hard limit by mounting images.")] = True,
     in_flight: InFlight = 64,
@@ -94,6 +103,7 @@ def up(
         durable_broker=durable_broker,
         guest_seed=guest_seed,
         store_url=store,
+        cloud=cloud,
         run_as=_user(run_as),
         mount=mount,
         in_flight=in_flight,
@@ -112,6 +122,7 @@ def worker(
     durable_broker: Durable = False,
     guest_seed: GuestSeed = None,
     store: Store = None,
+    cloud: Cloud = "local",
     run_as: RunAs = None,
     in_flight: InFlight = 64,
     json_log: JsonLog = False,
@@ -127,6 +138,7 @@ def worker(
         durable_broker=durable_broker,
         guest_seed=guest_seed,
         store_url=store,
+        cloud=cloud,
         run_as=_user(run_as),
         in_flight=in_flight,
     )

@@ -11,6 +11,7 @@ import heapq
 import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import copy_context
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID, uuid4
 
@@ -190,6 +191,7 @@ class CloudApi:
         self._works: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._serving: set[asyncio.Task[Any]] = set()
+        self._context = copy_context()  # what goes on here is no part of who called
         self._call = Call(name="")
         self._age = 0.0
 
@@ -198,7 +200,7 @@ class CloudApi:
         fault = self.faults.due(call)
         if fault is None and not self.latency:
             return self.carry_out(call)
-        task = asyncio.create_task(self._serve(call, fault), name=f"cloud-{call.name}")
+        task = asyncio.create_task(self._serve(call, fault), name=f"cloud-{call.name}", context=self._context.copy())
         self._serving.add(task)
         task.add_done_callback(self._served)
         answered, answer = await asyncio.shield(task)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from enum import StrEnum
 from typing import Any
 
@@ -19,7 +20,7 @@ from aggregates.effects import GuestEffect
 from engine.clock import monotonic
 from engine.clouds.port import Facts, PayError
 from engine.clouds.simulated.failures import Failures
-from engine.guests import Guests
+from engine.guests import Guests, Requests, Secrets
 from engine.messages import GuestReply, GuestRequest, GuestState, GuestStatus, GuestVerb, StartArgs
 
 PORT = 5432
@@ -117,7 +118,7 @@ class GuestFaults:
 class SimulatedAgents:
     """The agents of all instances, asked as over the broker. `serves`: whether the server of this name is up.
 
-    `verb_time`: seconds that a verb takes. Without `serves` every instance has an agent.
+    `verb_time`: seconds that a verb takes. Without `serves` every instance has an agent. `on_deed` hears of each deed.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class SimulatedAgents:
         verb_time: float = 0.0,
         restart_time: float = RESTART_TIME,
         faults: GuestFaults | None = None,
+        on_deed: Callable[[Deed], None] | None = None,
     ) -> None:
         self.faults = faults or GuestFaults()
         self.ledger: list[Deed] = []
@@ -135,7 +137,9 @@ class SimulatedAgents:
         self.verb_time = verb_time
         self._restart_time = restart_time
         self._serves = serves
+        self._on_deed = on_deed
         self._guests: dict[str, _Guest] = {}
+        self._context = copy_context()  # what goes on here is no part of who asked
 
     async def request(self, subject: str, payload: bytes, timeout: float) -> Answer:
         """As the broker's client has it: `NoRespondersError` without an agent, `TimeoutError` without an answer."""
@@ -188,7 +192,9 @@ class SimulatedAgents:
         if running is None:
             if fault is None and not self.verb_time and not guest.turn.locked():
                 return self._act_and_record(guest, asked)
-            running = asyncio.create_task(self._carry_out(guest, asked, fault), name=f"guest-{asked.verb}")
+            running = asyncio.create_task(
+                self._carry_out(guest, asked, fault), name=f"guest-{asked.verb}", context=self._context.copy()
+            )
             guest.running[key] = running
             running.add_done_callback(lambda _: guest.running.pop(key, None))
         await asyncio.wait({running}, timeout=asked.request.wait * 0.9)
@@ -236,7 +242,10 @@ class SimulatedAgents:
         return GuestReply(state=GuestState.DONE, facts={"port": PORT} if verb is GuestVerb.PREPARE else {})
 
     def _note(self, asked: _Asked, verb: str) -> None:
-        self.ledger.append(Deed(instance_id=asked.instance_id, verb=verb, key=asked.request.key, at=monotonic()))
+        deed = Deed(instance_id=asked.instance_id, verb=verb, key=asked.request.key, at=monotonic())
+        self.ledger.append(deed)
+        if self._on_deed is not None:
+            self._on_deed(deed)
 
     def _kill(self, guest: _Guest, *, empty: bool) -> None:
         """The agent dies, with what it was doing; another one is up a while later."""
@@ -270,12 +279,12 @@ class _NoSecrets:
 
 
 class SimulatedGuests:
-    """Pays guest effects by asking simulated agents as real ones are asked."""
+    """Pays guest effects by asking simulated agents as real ones are asked. Without `secrets` references stand in."""
 
-    def __init__(self, *, latency: float = 0.0, agents: SimulatedAgents | None = None) -> None:
+    def __init__(self, *, latency: float = 0.0, agents: Requests | None = None, secrets: Secrets | None = None) -> None:
         self.agents = agents or SimulatedAgents(latency=latency)
         self._failures = Failures()
-        self._guests = Guests(self.agents, _NoSecrets())
+        self._guests = Guests(self.agents, secrets or _NoSecrets())
 
     def fail(self, effect_name: str, error: PayError, times: int = 1) -> None:
         """The next so many payments of the effect raise the error and ask nobody."""
