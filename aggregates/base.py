@@ -71,6 +71,15 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     state: str
 
 
+class Intervention(msgspec.Struct, frozen=True, kw_only=True):
+    """A command about the running operation: who sent it, and why."""
+
+    command_id: UUID
+    command: str
+    actor: str
+    reason: str | None
+
+
 class Event(LibraryAggregate.Event):
     """Base of all events. The stored topic is `<kind>.<class name>`: the name is part of the wire contract."""
 
@@ -110,6 +119,7 @@ class Transitioned(Event):
         aggregate.entered = self.originator_version
         aggregate.attempts = 0
         aggregate.retry_at = None
+        aggregate.last_error = None
         aggregate.parked = None
         for name in _facts(type(self)):
             setattr(aggregate, name, getattr(self, name))
@@ -131,6 +141,7 @@ class AttemptFailed(Event):
         """Count it."""
         aggregate.attempts = self.attempt
         aggregate.retry_at = self.retry_at
+        aggregate.last_error = f"{self.code}: {self.message}"
 
 
 class OperationParked(Event):
@@ -172,6 +183,32 @@ class CallUnanswered(Event):
         aggregate.unanswered_until = self.until if known is None else max(known, self.until)
 
 
+class RetryRequested(Event):
+    """Somebody has what is owed tried again now; tries are counted anew."""
+
+    operation_id: UUID
+    intervention: Intervention
+
+    def apply(self, aggregate: Any) -> None:
+        """Begin anew."""
+        aggregate.attempts = 0
+        aggregate.retry_at = None
+        aggregate.parked = None
+        aggregate.intervention = self.intervention
+
+
+class StepSkipped(Event):
+    """Somebody declared what was owed to be paid; the transition that follows says what came of it."""
+
+    operation_id: UUID
+    effect: str
+    intervention: Intervention
+
+    def apply(self, aggregate: Any) -> None:
+        """Remember who."""
+        aggregate.intervention = self.intervention
+
+
 _BASE_FIELDS = {"originator_id", "originator_version", "timestamp", "state", "operation_id"}
 _facts_of: dict[type, dict[str, Any]] = {}
 
@@ -203,13 +240,15 @@ class Owed(Generic[A]):
     """What one state owes: how the effect follows from the aggregate, and the transition taken once it is paid.
 
     `facts` are what the transition's event records besides what the effect yields; `attempts` bounds the tries of
-    one effect before its failure counts as final.
+    one effect before its failure counts as final. `absence`: that something is not there is owed, so whoever skips
+    it leaves something behind, and lacks nothing.
     """
 
     then: str
     effect: Callable[[A], Effect]
     facts: Callable[[A], dict[str, Any]] = lambda _: {}
     attempts: int = 8
+    absence: bool = False
 
 
 class Obligation(msgspec.Struct, frozen=True, kw_only=True):
@@ -259,6 +298,8 @@ class Lifecycled(LibraryAggregate):
         self.attempts = 0
         self.retry_at: datetime | None = None
         self.parked: Parked | None = None
+        self.last_error: str | None = None
+        self.intervention: Intervention | None = None
         self.unanswered_until: datetime | None = None
         # The state was entered by a command while what the one before owed was maybe being paid.
         self.overtaken = False
@@ -309,8 +350,22 @@ class Lifecycled(LibraryAggregate):
 
     def can(self, transition: str) -> bool:
         """Whether the chart declares the transition from this state."""
-        sources = transitions(self.chart).get(transition, {})
-        return any(state in sources for state in configuration(self.chart, self.state))
+        return self.can_from(self.state, transition)
+
+    @classmethod
+    def can_from(cls, state: str, transition: str) -> bool:
+        """Whether the chart declares the transition from the state."""
+        sources = transitions(cls.chart).get(transition, {})
+        return any(each in sources for each in configuration(cls.chart, state))
+
+    @property
+    def undoing(self) -> bool:
+        """Whether the state is one of those that undo an operation."""
+        return self.state.startswith("undo_")
+
+    def left(self) -> tuple[str, ...]:
+        """What would be left if nothing more was done, in words."""
+        return ()
 
     def note(self, event: str, *, at: datetime, **facts: Any) -> None:
         """Record a fact that leaves the state as it is: one of `notes`, of the running operation.
@@ -322,6 +377,12 @@ class Lifecycled(LibraryAggregate):
             if "facts" in facts:
                 facts["facts"] = _checked(event, facts["facts"], self._yielded())
             self.trigger_event(self.notes[event], timestamp=at, operation_id=operation.id, **facts)
+
+    def to_yield(self) -> dict[str, Any]:
+        """The facts that what is owed would yield, each with its type."""
+        owed = self.owing[self.state]
+        declared = _facts(self.events[owed.then])
+        return {name: kind for name, kind in declared.items() if name not in owed.facts(self)}
 
     @classmethod
     def _yielded(cls) -> dict[str, Any]:

@@ -7,6 +7,7 @@ unknown arguments and wrong types; what depends on the catalogue or the aggregat
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
@@ -35,9 +36,14 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class InstanceCommand(Command, frozen=True, kw_only=True):
-    """A command to an instance."""
+    """A command to an instance. Each class has an `example`: arguments that are good for an instance made by the
+    example of create_instance, on any cloud with the flavors `small` and `large`.
+
+    Whoever goes through all commands takes it from there, so that a command added later is in it by itself.
+    """
 
     kind: ClassVar[str] = "instance"
+    example: ClassVar[Mapping[str, Any]]
 
 
 class CreateInstance(InstanceCommand, frozen=True, kw_only=True):
@@ -49,6 +55,12 @@ class CreateInstance(InstanceCommand, frozen=True, kw_only=True):
 
     limit: ClassVar[timedelta] = timedelta(minutes=60)
     creates: ClassVar[bool] = True
+    example: ClassVar[Mapping[str, Any]] = {
+        "name": "orders",
+        "flavor": "small",
+        "datastore": "postgresql",
+        "volume_size": 1,
+    }
 
     name: Name
     flavor: Word
@@ -77,14 +89,19 @@ class DeleteInstance(InstanceCommand, frozen=True, kw_only=True):
     """Remove the instance and all it holds; allowed in the middle of another operation, which it cancels."""
 
     limit: ClassVar[timedelta] = timedelta(hours=24)
+    example: ClassVar[Mapping[str, Any]] = {}
 
 
 class Restart(InstanceCommand, frozen=True, kw_only=True):
     """Restart the database software."""
 
+    example: ClassVar[Mapping[str, Any]] = {}
+
 
 class Reboot(InstanceCommand, frozen=True, kw_only=True):
     """Stop the database, reboot the server, start the database."""
+
+    example: ClassVar[Mapping[str, Any]] = {"hard": True}
 
     hard: bool = False
 
@@ -92,11 +109,15 @@ class Reboot(InstanceCommand, frozen=True, kw_only=True):
 class ResizeVolume(InstanceCommand, frozen=True, kw_only=True):
     """Extend the volume to `new_size` GiB; it can only grow."""
 
+    example: ClassVar[Mapping[str, Any]] = {"new_size": 2}
+
     new_size: Size
 
 
 class ResizeFlavor(InstanceCommand, frozen=True, kw_only=True):
     """Give the instance another flavor (id or name)."""
+
+    example: ClassVar[Mapping[str, Any]] = {"flavor": "large"}
 
     flavor: Word
 
@@ -104,15 +125,61 @@ class ResizeFlavor(InstanceCommand, frozen=True, kw_only=True):
 class Migrate(InstanceCommand, frozen=True, kw_only=True):
     """Move the server to another host: the one named, or one that the cloud chooses."""
 
+    example: ClassVar[Mapping[str, Any]] = {}
+
     host: Word | None = None
 
 
 class StopInstance(InstanceCommand, frozen=True, kw_only=True):
     """Stop the database and its server; the data stay."""
 
+    example: ClassVar[Mapping[str, Any]] = {}
+
 
 class StartInstance(InstanceCommand, frozen=True, kw_only=True):
     """Start a stopped instance."""
+
+    example: ClassVar[Mapping[str, Any]] = {}
+
+
+class OperationCommand(InstanceCommand, frozen=True, kw_only=True):
+    """A command about the operation that runs on the instance; it begins none. `reason` is kept with who sent it."""
+
+    operation_id: UUID
+    reason: Annotated[str, Meta(max_length=1000)] | None = None
+
+
+_RUNNING = "00000000-0000-0000-0000-000000000000"  # an example cannot know what runs
+
+
+class CancelOperation(OperationCommand, frozen=True, kw_only=True):
+    """End the operation at its next safe point and undo it; refused where there is no way back."""
+
+    example: ClassVar[Mapping[str, Any]] = {"operation_id": _RUNNING, "reason": "asked for by mistake"}
+
+
+class RetryOperation(OperationCommand, frozen=True, kw_only=True):
+    """Try again now what a parked operation owes, or what waits for its next try; tries are counted anew."""
+
+    example: ClassVar[Mapping[str, Any]] = {"operation_id": _RUNNING}
+
+
+class SkipStep(OperationCommand, frozen=True, kw_only=True):
+    """Have a parked operation go on as if what it owes was paid.
+
+    Without `facts` only where the absence of something is owed, which then is left. Elsewhere make it true by hand,
+    and give the facts that the effect would have yielded, `{}` where it yields none.
+    """
+
+    example: ClassVar[Mapping[str, Any]] = {"operation_id": _RUNNING, "reason": "removed by hand"}
+
+    facts: dict[str, Any] | None = None
+
+
+class AbandonOperation(OperationCommand, frozen=True, kw_only=True):
+    """End a parked operation where it is: the instance is in ERROR, and what is left of it is listed."""
+
+    example: ClassVar[Mapping[str, Any]] = {"operation_id": _RUNNING}
 
 
 class QuotaCommand(Command, frozen=True, kw_only=True):
@@ -151,7 +218,32 @@ COMMANDS: dict[tuple[str, str], type[Command]] = {
         Migrate,
         StopInstance,
         StartInstance,
+        CancelOperation,
+        RetryOperation,
+        SkipStep,
+        AbandonOperation,
         ReserveQuota,
         ReleaseQuota,
     )
 }
+
+# Those that begin an operation of an instance, and those about the one that runs, by name.
+OPERATIONS: dict[str, type[InstanceCommand]] = {}
+INTERVENTIONS: dict[str, type[OperationCommand]] = {}
+
+for _command in COMMANDS.values():
+    if issubclass(_command, OperationCommand):
+        INTERVENTIONS[_command.wire_name()] = _command
+    elif issubclass(_command, InstanceCommand):
+        OPERATIONS[_command.wire_name()] = _command
+
+
+def example(command: type[InstanceCommand]) -> InstanceCommand:
+    """The command with the arguments of its example."""
+    return msgspec.convert(command.example, command)
+
+
+for _command in (*OPERATIONS.values(), *INTERVENTIONS.values()):
+    if "example" not in vars(_command):
+        raise TypeError(f"{_command.__name__} has no example of its arguments")
+    example(_command)

@@ -10,10 +10,12 @@ from functools import singledispatchmethod
 from typing import ClassVar
 from uuid import UUID
 
-from aggregates import arguments
+from aggregates import arguments, interventions
 from aggregates.base import Context, Failure, Lifecycled, Operation, Refusal, declare, path
 from aggregates.catalogue import Flavor
 from aggregates.commands import (
+    AbandonOperation,
+    CancelOperation,
     Command,
     CreateInstance,
     DeleteInstance,
@@ -22,6 +24,8 @@ from aggregates.commands import (
     ResizeFlavor,
     ResizeVolume,
     Restart,
+    RetryOperation,
+    SkipStep,
     StartInstance,
     StopInstance,
 )
@@ -33,6 +37,8 @@ from aggregates.instance_events import (
     InstanceRequested,
     LateOutcome,
     OperationParked,
+    RetryRequested,
+    StepSkipped,
 )
 from aggregates.lifecycle import InstanceLifecycle
 from aggregates.obligations import OBLIGATIONS
@@ -101,11 +107,26 @@ class Instance(Lifecycled):
         self.new_host: str | None = None
         self.hard = False
         self.removed: tuple[str, ...] = ()
+        self.left_behind: tuple[str, ...] = ()
 
     @property
     def resource_name(self) -> str:
         """The name of its server, port and volume in the cloud."""
         return f"holdfast-{self.id}"
+
+    def left(self) -> tuple[str, ...]:
+        """What there is of it: while it is being removed what the states ahead would remove, else all that is known."""
+        ahead = [self.owing[state] for state in path(type(self), self.state, self)]
+        removed = [owed.then for owed in ahead if owed.absence]
+        return tuple(
+            f"{what} {self._named(fact)}" if fact is not None else what
+            for transition, what, fact in _HELD
+            if (transition in removed if removed else fact is not None and getattr(self, fact) is not None)
+        )
+
+    def _named(self, fact: str) -> str:
+        known = getattr(self, fact)
+        return f"{known} ({self.resource_name})" if known else f"named {self.resource_name}, if there is one"
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
@@ -196,7 +217,35 @@ class Instance(Lifecycled):
     def _(self, command: DeleteInstance, context: Context) -> None:
         self.begin("deletion_requested", command.wire_name(), context, command.limit)
 
+    @_decide.register
+    def _(self, command: CancelOperation, context: Context) -> None:
+        interventions.cancel(self, command, context)
+
+    @_decide.register
+    def _(self, command: RetryOperation, context: Context) -> None:
+        interventions.retry(self, command, context)
+
+    @_decide.register
+    def _(self, command: SkipStep, context: Context) -> None:
+        interventions.skip(self, command, context)
+
+    @_decide.register
+    def _(self, command: AbandonOperation, context: Context) -> None:
+        interventions.abandon(self, command, context)
+
+
+# What is removed by which transition, and the fact that holds its id.
+_HELD: tuple[tuple[str, str, str | None], ...] = (
+    ("server_deleted", "server", "server_id"),
+    ("volume_deleted", "volume", "volume_id"),
+    ("port_deleted", "port", "port_id"),
+    ("credentials_revoked", "the credentials of its guest", None),
+    ("quota_released", "what the quota holds for it", None),
+)
 
 Instance.owing = OBLIGATIONS
 Instance.events = declare(Instance, TRANSITIONS)
-Instance.notes = {each.__name__: each for each in (AttemptFailed, OperationParked, LateOutcome, CallUnanswered)}
+Instance.notes = {
+    each.__name__: each
+    for each in (AttemptFailed, OperationParked, LateOutcome, CallUnanswered, RetryRequested, StepSkipped)
+}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from aggregates import base
-from aggregates.base import Failure, Operation
+from aggregates.base import Failure, Intervention, Operation
 from aggregates.catalogue import Flavor
 from aggregates.effects import Database, User
 
@@ -52,6 +52,14 @@ class LateOutcome(InstanceEvent, base.LateOutcome):
 
 class CallUnanswered(InstanceEvent, base.CallUnanswered):
     """A call to the cloud may have gone out and its answer is not known."""
+
+
+class RetryRequested(InstanceEvent, base.RetryRequested):
+    """retry_operation was accepted."""
+
+
+class StepSkipped(InstanceEvent, base.StepSkipped):
+    """skip_step was accepted; the transition that follows belongs to it."""
 
 
 class Transition(InstanceEvent, base.Transitioned):
@@ -105,6 +113,23 @@ class StartRequested(Requested):
 
 class DeletionRequested(Requested):
     """delete_instance was accepted; an operation that was running is cancelled by it."""
+
+
+class CancelRequested(Transition):
+    """cancel_operation was accepted; what follows undoes the operation."""
+
+    commanded: ClassVar[bool] = True
+
+    failure: Failure
+    intervention: Intervention
+
+
+class OperationAbandoned(Transition):
+    """abandon_operation was accepted: nobody goes on with the operation. `left_behind` lists what there is."""
+
+    failure: Failure
+    left_behind: tuple[str, ...]
+    intervention: Intervention
 
 
 class QuotaReserved(Transition):
@@ -254,6 +279,8 @@ TRANSITIONS: tuple[type[Transition], ...] = (
     StopRequested,
     StartRequested,
     DeletionRequested,
+    CancelRequested,
+    OperationAbandoned,
     QuotaReserved,
     QuotaReleased,
     PortCreated,

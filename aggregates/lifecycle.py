@@ -248,6 +248,33 @@ class InstanceLifecycle(StateChart[Any]):
         | SHUTDOWN.delete_database.to(SHUTDOWN.delete_server)
     )
 
+    # A command ends the operation where there is a way back. A volume being extended cannot be made small again.
+    cancel_requested = (
+        BUILD.build_quota.to(BUILD.undo_build_quota)
+        | BUILD.build_port.to(BUILD.undo_build_port)
+        | BUILD.build_volume.to(BUILD.undo_build_volume)
+        | BUILD.build_credentials.to(BUILD.undo_build_volume)
+        | BUILD.build_server.to(BUILD.undo_build_server)
+        | BUILD.build_attachment.to(BUILD.undo_build_server)
+        | BUILD.build_database.to(BUILD.undo_build_server)
+        | BUILD.build_health.to(BUILD.undo_build_server)
+        | RESIZE.resize_volume_quota.to(RESIZE.undo_resize_volume_quota)
+        | RESIZE.resize_flavor_quota.to(RESIZE.undo_resize_flavor_quota)
+        | RESIZE.resize_flavor_stop.to(RESIZE.undo_resize_flavor_server)
+        | RESIZE.resize_flavor_server.to(RESIZE.undo_resize_flavor_server)
+        | RESIZE.resize_flavor_agent.to(RESIZE.undo_resize_flavor_server)
+        | RESIZE.resize_flavor_start.to(RESIZE.undo_resize_flavor_server)
+        | RESIZE.resize_flavor_health.to(RESIZE.undo_resize_flavor_server)
+        | MIGRATE.migrate_stop.to(MIGRATE.undo_migrate_server)
+        | MIGRATE.migrate_server.to(MIGRATE.undo_migrate_server)
+        | MIGRATE.migrate_agent.to(MIGRATE.undo_migrate_server)
+        | MIGRATE.migrate_start.to(MIGRATE.undo_migrate_server)
+        | MIGRATE.migrate_health.to(MIGRATE.undo_migrate_server)
+    )
+
+    # An operator gives up what is parked; where every failure ends the operation nothing parks.
+    operation_abandoned = ERROR.from_(BUILD, RESIZE, MIGRATE, SHUTDOWN)
+
     def keeps_on_failure(self, subject: Any) -> bool:
         """The publisher asked to keep what was made, to look at it."""
         return bool(subject.keep_on_failure)

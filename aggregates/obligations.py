@@ -169,16 +169,16 @@ def _on_instance(effect: type[Any]) -> Callable[[Instance], Any]:
 STUBBORN = 20
 
 _old_quota = Owed("quota_released", _reserve_present, attempts=STUBBORN)
-_no_quota = Owed("quota_released", _release, attempts=STUBBORN)
+_no_quota = Owed("quota_released", _release, attempts=STUBBORN, absence=True)
 _stop = Owed("database_stopped", _on_instance(StopDatabase))
 _agent = Owed("agent_answered", _on_instance(AwaitAgent))
 _started = Owed("database_started", _start)
 _health = Owed("database_healthy", _on_instance(AwaitHealthy))
 _reverted = Owed("server_reverted", _revert, attempts=STUBBORN)
-_server_gone = Owed("server_deleted", _server_absent, attempts=STUBBORN)
-_volume_gone = Owed("volume_deleted", _volume_absent, attempts=STUBBORN)
-_port_gone = Owed("port_deleted", _port_absent, attempts=STUBBORN)
-_credentials_gone = Owed("credentials_revoked", _on_instance(CredentialsAbsent), attempts=STUBBORN)
+_server_gone = Owed("server_deleted", _server_absent, attempts=STUBBORN, absence=True)
+_volume_gone = Owed("volume_deleted", _volume_absent, attempts=STUBBORN, absence=True)
+_port_gone = Owed("port_deleted", _port_absent, attempts=STUBBORN, absence=True)
+_credentials_gone = Owed("credentials_revoked", _on_instance(CredentialsAbsent), attempts=STUBBORN, absence=True)
 
 OBLIGATIONS: Mapping[str, Owed[Any]] = {
     "build_quota": Owed("quota_reserved", _reserve_present),
@@ -193,6 +193,7 @@ OBLIGATIONS: Mapping[str, Owed[Any]] = {
         "surplus_removed",
         lambda i: SurplusAbsent(instance_id=i.id, name=i.resource_name, keep=i.volume_id or ""),
         attempts=STUBBORN,
+        absence=True,
     ),
     "undo_build_server": _server_gone,
     "undo_build_volume": _volume_gone,

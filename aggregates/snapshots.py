@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 from eventsourcing.utils import register_topic
 
-from aggregates.base import Failure, Operation, Parked
+from aggregates.base import Failure, Intervention, Operation, Parked
 from aggregates.catalogue import Flavor
 from aggregates.effects import Database, User
 from aggregates.instance import Instance
@@ -77,6 +77,8 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     attempts: int
     retry_at: datetime | None
     parked: Parked | None
+    last_error: str | None
+    intervention: Intervention | None
     unanswered_until: datetime | None
     overtaken: bool
     failure: Failure | None
@@ -104,6 +106,7 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     new_host: str | None
     hard: bool
     removed: tuple[str, ...]
+    left_behind: tuple[str, ...]
 
 
 class QuotaSnapshot(Snapshot, frozen=True, kw_only=True):

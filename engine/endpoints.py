@@ -17,7 +17,7 @@ from msgspec import Meta
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from aggregates.base import Context, Refusal
+from aggregates.base import Context, Refusal, path
 from aggregates.catalogue import Catalogue
 from aggregates.commands import COMMANDS
 from engine.clock import Now, utc_now
@@ -181,11 +181,13 @@ class Endpoints:
             instance = AGGREGATES["instance"].create(instance_id, command, context)
         else:
             instance.execute(command, context)
-        effects = [(state, instance.owing[state].effect(instance)) for state in instance.operation.plan]
+        running = "" if instance.operation is None else instance.operation.command
+        ahead = path(type(instance), instance.state, instance)
+        effects = [(state, instance.owing[state].effect(instance)) for state in ahead]
         return PlanReply(
             accepted=True,
             plan=[PlanStep(state=state, effect=effect.type_name) for state, effect in effects],
-            downtime="full" if wanted.command in FULL else DOWNTIME.get(wanted.command, "none"),
+            downtime="full" if running in FULL else DOWNTIME.get(running, "none"),
             makes=[e.type_name.removeprefix("Ensure").lower() for _, e in effects if e.type_name.startswith("Ensure")],
             frees=[e.type_name.removesuffix("Absent").lower() for _, e in effects if e.type_name.endswith("Absent")],
         )

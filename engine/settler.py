@@ -142,7 +142,8 @@ class Settler(Listener):
 
     def _on_commit(self, events: Sequence[Event]) -> None:
         for event in events:
-            if hasattr(event, "operation"):  # it began an operation; all others are the settler's own
+            # It began an operation, or somebody intervened in one; all others are the settler's own.
+            if hasattr(event, "operation") or hasattr(event, "intervention"):
                 self.wake(event.originator_id)
 
     # --- one aggregate --------------------------------------------------------------------------------------------

@@ -107,9 +107,11 @@ def _context(rows: Rows, stored: StoredEvent, kind: str) -> dict[str, Any]:
             {"operation_id": str(operation.id), "command": operation.command, "actor": operation.actor},
         )
     row = rows.get("history_aggregates", key)
+    by = getattr(event, "intervention", None)
     return {
         **{name: row[name] for name in ("project", "instance_id", "operation_id", "command", "actor")},
         **({"instance_id": str(about)} if about else {}),
+        **({"command": by.command, "actor": by.actor} if by is not None else {}),
     }
 
 

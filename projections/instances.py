@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from aggregates.base import LateOutcome, OperationParked, Transitioned
+from aggregates.base import Intervention, LateOutcome, OperationParked, RetryRequested, StepSkipped, Transitioned
 from aggregates.catalogue import Flavor
 from aggregates.health import HealthChanged, HealthStatus, HealthWatched
 from aggregates.instance_events import InstanceRequested, PortDeleted, ServerDeleted, VolumeDeleted
@@ -89,6 +89,10 @@ def apply(rows: Rows, stored: StoredEvent) -> None:
             _update(rows, stored, {name: event.facts[name] for name in _FACTS if name in event.facts})
         case OperationParked():
             _update(rows, stored, {"parked": 1})
+        case RetryRequested():
+            _update(rows, stored, {"parked": 0})
+        case StepSkipped():
+            _update(rows, stored, _because(event.intervention))
         case _:
             _update(rows, stored, {})
 
@@ -157,9 +161,15 @@ def _transition(rows: Rows, stored: StoredEvent) -> None:
         )
     elif not owes(KIND, event.state):
         change.update(operation_id=None, operation=None)
+    if (intervention := getattr(event, "intervention", None)) is not None:
+        change.update(_because(intervention))
     if word == "DELETED":
         change.update(deleted=1, deleted_at=stamp(event.timestamp))
     _update(rows, stored, change)
+
+
+def _because(intervention: Intervention) -> dict[str, Any]:
+    return {"last_command": intervention.command, "last_actor": intervention.actor}
 
 
 def _update(rows: Rows, stored: StoredEvent, change: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Operations: the stretch of an aggregate's history under one command, its progress and how it ended.
 
-It ends when a state is entered that owes nothing: failed if a failure was recorded in it, cancelled if a deletion came
-while it ran, else done. A deletion that reached its end is done, also when the clean stop before it had failed.
+It ends when a state is entered that owes nothing: cancelled if it was undone by a command, failed if a failure was
+recorded in it, else done. A deletion that came while it ran cancels it at once. A deletion that reached its end is
+done, also when the clean stop before it had failed; what was abandoned has failed, whatever came before.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from aggregates.base import AttemptFailed, OperationParked, Transitioned
+from aggregates.base import AttemptFailed, OperationParked, RetryRequested, Transitioned
+from aggregates.instance_events import CancelRequested, OperationAbandoned
 from engine.messages import Outcome
 from projections.answers import Error, OperationAnswer, StatePassed
 from projections.base import Model, StoredEvent, as_json, stamp
@@ -102,6 +104,7 @@ def _begin(rows: Rows, project: str, kind: str, aggregate_id: str, event: Any) -
             "started_at": stamp(event.timestamp),
             "outcome": Outcome.RUNNING,
             "failure": None,
+            "cancelled_by": None,
             "states": as_json([StatePassed(state=state, at=event.timestamp)]),
         },
     )
@@ -127,6 +130,8 @@ def _progress(rows: Rows, project: str, kind: str, operation_id: str, aggregate_
         case OperationParked():
             error = as_json(Error(code=event.code, message=event.message))
             rows.update("operations", key, {"parked": 1, "error": error, "retry_at": None, "effect": event.effect})
+        case RetryRequested():
+            rows.update("operations", key, {"parked": 0, "attempts": 0, "retry_at": None})
         case Transitioned() if getattr(event, "operation", None) is None:
             _transition(rows, key, kind, aggregate_id, event)
 
@@ -136,6 +141,7 @@ def _transition(rows: Rows, key: tuple[str, str], kind: str, aggregate_id: str, 
     state, failure = event.state, row["failure"]
     if (failed := getattr(event, "failure", None)) is not None:
         failure = as_json(Error(code=failed.code, message=failed.message, state=failed.state))
+    cancelled_by = str(event.intervention.command_id) if isinstance(event, CancelRequested) else row["cancelled_by"]
     states = msgspec.json.decode(row["states"], type=list[StatePassed])
     states.append(StatePassed(state=state, at=event.timestamp))
     plan = msgspec.json.decode(row["plan"], type=list[str])
@@ -146,6 +152,7 @@ def _transition(rows: Rows, key: tuple[str, str], kind: str, aggregate_id: str, 
         "retry_at": None,
         "failure": failure,
         "parked": 0,
+        "cancelled_by": cancelled_by,
         "states": as_json(states),
     }
     if owes(kind, state):
@@ -153,6 +160,8 @@ def _transition(rows: Rows, key: tuple[str, str], kind: str, aggregate_id: str, 
         return
     if failure is None or state == "DELETED":
         change.update(outcome=Outcome.DONE, n=row["m"])
+    elif cancelled_by is not None and not isinstance(event, OperationAbandoned):
+        change.update(outcome=Outcome.CANCELLED)
     else:
         change.update(outcome=Outcome.FAILED)
     _end(rows, key, event, row["started_at"], change)

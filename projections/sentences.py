@@ -23,6 +23,10 @@ def _requested(what: str) -> Callable[[Any], str]:
     return lambda e: f"{e.operation.actor} asked {what.format(e=e)}."
 
 
+def _because(event: Any) -> str:
+    return f" ({event.intervention.reason})" if event.intervention.reason else ""
+
+
 _SENTENCES: dict[str, Callable[[Any], str]] = {
     "instance.InstanceRequested": lambda e: (
         f"{e.operation.actor} asked for the instance {e.name}: {e.datastore} {e.datastore_version}, flavor "
@@ -62,6 +66,15 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
     "instance.LateOutcome": lambda e: (
         f"{e.effect} was paid after the state had changed; known from it: "
         f"{', '.join(f'{name} {value}' for name, value in e.facts.items()) or 'nothing'}."
+    ),
+    "instance.CancelRequested": lambda e: (
+        f"{e.intervention.actor} cancelled the operation in {e.failure.state}{_because(e)}; next: {e.state}."
+    ),
+    "instance.RetryRequested": lambda e: f"{e.intervention.actor} asked to try again now{_because(e)}.",
+    "instance.StepSkipped": lambda e: f"{e.intervention.actor} declared {e.effect} to be done{_because(e)}.",
+    "instance.OperationAbandoned": lambda e: (
+        f"{e.intervention.actor} abandoned the operation in {e.failure.state}{_because(e)}; left: "
+        f"{', '.join(e.left_behind) or 'nothing'}."
     ),
     "instance.CallUnanswered": lambda e: (
         f"A call of {e.effect} may have gone out and its answer is not known; until {e.until:%Y-%m-%d %H:%M:%S} UTC it "

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 CODES: dict[str, tuple[str, str]] = {
+    "abandoned": (
+        "Somebody gave the operation up where it was parked.",
+        "Look at its last event for what is left; delete the instance to have it removed.",
+    ),
     "address_unusable": (
         "The database cannot listen on the instance's address.",
         "Free the address or the port; the agent tries again by itself.",
@@ -37,7 +41,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Name the file of the CA that signed its certificate, or correct the address.",
     ),
     "broker_unreachable": ("No broker took the connection in time.", "Start the broker, or correct the address."),
-    "cancelled": ("The operation was cancelled, by a deletion.", "Look at the operation's `cancelled_by`."),
+    "cancelled": (
+        "The operation was cancelled, by `cancel_operation` or by a deletion.",
+        "Look at the operation's `cancelled_by`.",
+    ),
     "cannot_apply": (
         "A read model cannot take an event, so it stops there rather than show something else.",
         "Upgrade, then `holdfast rebuild`; the log is whole.",

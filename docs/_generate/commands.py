@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from aggregates.arguments import OPTIONAL
-from aggregates.commands import COMMANDS, Command
+from aggregates.commands import COMMANDS, INTERVENTIONS, Command
 from aggregates.effects import Database, User
 from docs._generate.schema import components, words
 from docs._generate.specimen import EXAMPLES, allowed, effect, entered, leaves, plan, settled
@@ -47,6 +47,13 @@ def page() -> str:
             table(("code", "when"), ((code(name), when) for name, when in ENVELOPE.items())),
             "## Commands to an instance",
             *(section for name in EXAMPLES for section in _section(COMMANDS["instance", name], schemas)),
+            "## Commands about an operation that runs",
+            (
+                "They go to the instance's subject like all others and name the operation, whose id is that of the "
+                "command that began it. None begins an operation of its own. Any other than the running operation is "
+                "`not_found`; what the operation's state does not allow is `forbidden_state`, and the reason says why."
+            ),
+            *(section for command in INTERVENTIONS.values() for section in _section(command, schemas)),
             "## Commands to a quota",
             "The engine itself sends these, as what an instance's state owes; no publisher needs them.",
             *(
@@ -73,7 +80,7 @@ def _section(command: type[Command], schemas: dict[str, Any]) -> Iterable[str]:
         yield _arguments(command, schemas)
     else:
         yield "It takes no arguments."
-    if command.kind != "instance":
+    if name not in EXAMPLES:
         return
     yield table(
         ("", ""),

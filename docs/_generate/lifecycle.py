@@ -39,7 +39,8 @@ def page() -> str:
             "## What each state owes",
             (
                 "`fails to` is where a final failure, or a passed deadline, leads. Where it is empty there is no way "
-                "back: what cannot be paid *parks*, and shows, until an operator acts."
+                "back: what cannot be paid *parks*, and shows, until an operator acts. `cancelled to` is where "
+                "`cancel_operation` leads; where it is empty it is refused."
             ),
             _owing(),
             "## What each command passes",
@@ -72,7 +73,7 @@ def _described() -> dict[str, str]:
 
 def _owing() -> str:
     return table(
-        ("status", "state", "owes", "then", "enters", "fails to"),
+        ("status", "state", "owes", "then", "enters", "fails to", "cancelled to"),
         (
             (
                 code(top(state)),
@@ -81,6 +82,7 @@ def _owing() -> str:
                 code(Instance.owing[state].then),
                 " or ".join(code(to) for to in transitions(Instance.chart)[Instance.owing[state].then][state]),
                 _failing(state),
+                code(entered(state, "cancel_requested") or ""),
             )
             for state in leaves()
             if Instance.owes_in(state)

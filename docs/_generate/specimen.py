@@ -11,19 +11,7 @@ from uuid import UUID
 
 from aggregates.base import Context, Refusal, _walk, configuration, decide
 from aggregates.catalogue import Catalogue, Datastore, Flavor
-from aggregates.commands import (
-    COMMANDS,
-    Command,
-    CreateInstance,
-    DeleteInstance,
-    Migrate,
-    Reboot,
-    ResizeFlavor,
-    ResizeVolume,
-    Restart,
-    StartInstance,
-    StopInstance,
-)
+from aggregates.commands import OPERATIONS, example
 from aggregates.instance import Instance
 
 SMALL, LARGE = (Flavor(id=name, name=name, vcpus=1, ram=512) for name in ("small", "large"))
@@ -31,23 +19,8 @@ CATALOGUE = Catalogue(
     flavors=(SMALL, LARGE),
     datastores=(Datastore(manager="postgresql", versions=("18",), parameters=frozenset()),),
 )
-CREATE = CreateInstance(name="orders", flavor="small", datastore="postgresql", volume_size=1)
-EXAMPLES: dict[str, Command] = {
-    each.wire_name(): each
-    for each in (
-        CREATE,
-        DeleteInstance(),
-        Restart(),
-        Reboot(),
-        ResizeVolume(new_size=2),
-        ResizeFlavor(flavor="large"),
-        Migrate(),
-        StopInstance(),
-        StartInstance(),
-    )
-}
-if missing := {name for kind, name in COMMANDS if kind == "instance"} - EXAMPLES.keys():
-    raise TypeError(f"the documents need an example of each command of an instance; missing: {sorted(missing)}")
+EXAMPLES = {name: example(command) for name, command in OPERATIONS.items()}
+CREATE = EXAMPLES["create_instance"]
 
 CONTEXT = Context(
     at=datetime.fromtimestamp(0, UTC),

@@ -16,7 +16,7 @@ from aggregates.record import CommandAccepted, CommandRejected, record_id
 from engine.mapper import MsgspecMapper
 from engine.store import fold
 from tests.aggregates.event_classes import concrete
-from tests.support.given import NOON, YIELDS, context, everywhere, pay
+from tests.support.given import NOON, YIELDS, advance, context, everywhere, intervention, park, pay, requested, started
 
 ID = UUID(int=1)
 
@@ -39,7 +39,18 @@ def lived() -> list[Any]:
     health = Health.watch(ID, project="acme", partition=7, at=NOON)
     health.observe(HealthStatus.DOWN, "no heartbeat for 31 s", at=NOON)
     health.forget(at=NOON)
-    return [*instances, quota, health]
+    return [*instances, *intervened(), quota, health]
+
+
+def intervened() -> list[Any]:
+    """Deletions that are parked and then intervened in, and a create that is cancelled."""
+    found = []
+    for name in ("retry_operation", "skip_step", "abandon_operation"):
+        found.append(park(advance(started("delete_instance"), "delete_volume")))
+        found[-1].execute(intervention(found[-1], name, reason="« asked for »"), context())
+    found.append(requested())
+    found[-1].execute(intervention(found[-1], "cancel_operation"), context())
+    return found
 
 
 def records() -> list[Event]:

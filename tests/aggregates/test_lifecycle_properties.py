@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from aggregates import base
 from aggregates.base import Refusal, Transitioned, configuration, transitions
-from aggregates.commands import Command, CreateInstance, Migrate, Reboot, ResizeFlavor, ResizeVolume
+from aggregates.commands import INTERVENTIONS, Command, CreateInstance, Migrate, Reboot, ResizeFlavor, ResizeVolume
 from aggregates.instance import Instance
 from engine.mapper import MsgspecMapper
 from engine.store import fold
@@ -27,6 +27,7 @@ from tests.support.given import (
     advance,
     context,
     fail,
+    intervention,
     pay,
     requested,
     settle,
@@ -56,6 +57,7 @@ steps = st.one_of(
     st.tuples(st.just("park"), words),
     st.just("late"),
     st.just("unanswered"),
+    st.tuples(st.just("intervene"), st.sampled_from(sorted(INTERVENTIONS)), words),
     commands,
 )
 stories = st.lists(steps, max_size=25)
@@ -86,6 +88,9 @@ def tell(instance: Instance, step: Any) -> None:
             )
         case ("park", text) if owed is not None:
             instance.note("OperationParked", at=NOON, effect=owed.effect.type_name, code="cloud_error", message=text)
+        case ("intervene", name, text):
+            facts: dict[str, Any] = {"facts": {}} if name == "skip_step" and text else {}
+            command(instance, intervention(instance, name, reason=text, **facts))
         case "unanswered" if owed is not None:
             unanswered(instance)
         case "late" if owed is not None:
@@ -101,7 +106,7 @@ def command(instance: Instance, step: Command) -> None:
         code = refusal.code
     else:
         return
-    assert code in {"conflict", "forbidden_state", "invalid_argument"}
+    assert code in {"conflict", "forbidden_state", "invalid_argument", "not_found"}
     assert (dict(vars(instance)), list(instance.pending_events)) == before
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from aggregates.base import Parked, WrongFactsError
+from aggregates.commands import Migrate
 from aggregates.effects import (
     ExtendVolume,
     MigrateServer,
@@ -329,7 +330,9 @@ def test_a_reverted_server_goes_back_to_flavor_and_host_that_it_had() -> None:
 
 
 def test_the_host_is_the_old_one_until_the_migration_is_confirmed() -> None:
-    instance = advance(started("migrate"), "migrate_server")
+    instance = active()
+    instance.execute(Migrate(host="host-2"), context())
+    advance(instance, "migrate_server")
     owed = instance.owes()
     assert owed is not None
     assert owed.effect == MigrateServer(

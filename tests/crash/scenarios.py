@@ -17,11 +17,9 @@ import msgspec
 
 from aggregates import base
 from aggregates.base import Context, Failure, Lifecycled, Refusal
-from aggregates.commands import COMMANDS, Command, CreateInstance
+from aggregates.commands import COMMANDS, Command
 from engine.clouds.simulated import CATALOGUE
 from engine.inbox import AGGREGATES
-from tests.support.given import EXAMPLES
-from tests.support.publisher import CREATE
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 ID = UUID(int=1)
@@ -261,8 +259,9 @@ def scenarios() -> list[Scenario]:
 
 def examples(kind: str) -> list[Command]:
     """One good command of each name that the aggregate knows; those that create first."""
-    known = {"create_instance": msgspec.convert(CREATE, CreateInstance), **EXAMPLES}
-    found = [known.get(name) or command() for (of, name), command in COMMANDS.items() if of == kind]
+    found = [
+        msgspec.convert(getattr(command, "example", {}), command) for (of, _), command in COMMANDS.items() if of == kind
+    ]
     return sorted(found, key=lambda command: not command.creates)
 
 

@@ -20,7 +20,7 @@ from aggregates.instance import Instance
 from aggregates.obligations import quota_id
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
-from tests.support.given import EXAMPLES, NOON, YIELDS, context, started
+from tests.support.given import EXAMPLES, NOON, YIELDS, context, intervention, started
 
 ID = uuid5(NAMESPACE_URL, "holdfast:golden")
 STEP = timedelta(seconds=1, microseconds=500)
@@ -85,9 +85,13 @@ class Teller:
         while self.instance.state != state:
             self.pay()
 
-    def fail(self) -> None:
+    def intervene(self, name: str, **arguments: Any) -> None:
+        """Somebody sends a command about the operation that runs."""
+        self.command(intervention(self.instance, name, **arguments))
+
+    def fail(self, code: str = "cloud_error", message: str = "No valid host was found.") -> None:
         """What is owed fails for good."""
-        failure = Failure(code="cloud_error", message="No valid host was found.", state=self.instance.state)
+        failure = Failure(code=code, message=message, state=self.instance.state)
         self.instance.take("failed", at=self._now(), failure=failure)
 
     def note(self, event: str, **facts: Any) -> None:
@@ -124,13 +128,17 @@ def outcomes() -> dict[str, Callable[[], Sequence[Any]]]:
         assert operation is not None
         can_fail = [state for state in operation.plan if _reached(name, state).can("failed")]
         cannot = [state for state in operation.plan if state not in can_fail]
+        cancellable = [state for state in operation.plan if Instance.can_from(state, "cancel_requested")]
         derived[f"{name}-done"] = partial(_done, name)
         if can_fail:
             derived[f"{name}-failed"] = partial(_failed, name, can_fail[-1])
+            derived[f"{name}-deadline"] = partial(_deadline, name, can_fail[-1])
+        if cancellable:
+            derived[f"{name}-cancelled"] = partial(_cancelled, name, cancellable[-1])
         if cannot:
-            derived[f"{name}-parked"] = partial(_parked, name, cannot[0])
+            derived.update(_parkings(name, partial(_parked, name, cannot[0])))
         if can_fail and _undo(name, can_fail[-1]):
-            derived[f"{name}-undo-parked"] = partial(_undo_parked, name, can_fail[-1])
+            derived.update(_parkings(f"{name}-undo", partial(_undo_parked, name, can_fail[-1])))
         if _reached(name, operation.plan[-1]).can("deletion_requested"):
             derived[f"{name}-deleted"] = partial(_deleted, name, operation.plan[-1])
     return derived
@@ -164,19 +172,52 @@ def _failed(name: str, state: str) -> Sequence[Any]:
     return teller.events()
 
 
-def _parked(name: str, state: str) -> Sequence[Any]:
+def _deadline(name: str, state: str) -> Sequence[Any]:
+    teller = Teller(name)
+    teller.until(state)
+    teller.attempt(1)
+    teller.fail("deadline_exceeded", "it was not done by then; last error: timeout: no answer within 30 s")
+    teller.settle()
+    return teller.events()
+
+
+def _cancelled(name: str, state: str) -> Sequence[Any]:
+    teller = Teller(name)
+    teller.until(state)
+    teller.intervene("cancel_operation", reason="asked for by mistake")
+    teller.settle()
+    return teller.events()
+
+
+def _parkings(name: str, parked: Callable[[], Teller]) -> dict[str, Callable[[], Sequence[Any]]]:
+    """The operation parked, and what each command makes of it."""
+    return {
+        f"{name}-parked": lambda: parked().events(),
+        f"{name}-retried": lambda: _intervened(parked(), "retry_operation"),
+        f"{name}-skipped": lambda: _intervened(parked(), "skip_step", facts={}, reason="made true by hand"),
+        f"{name}-abandoned": lambda: _intervened(parked(), "abandon_operation", reason="beyond repair"),
+    }
+
+
+def _parked(name: str, state: str) -> Teller:
     teller = Teller(name)
     teller.until(state)
     teller.attempt(1)
     teller.park()
-    return teller.events()
+    return teller
 
 
-def _undo_parked(name: str, state: str) -> Sequence[Any]:
+def _undo_parked(name: str, state: str) -> Teller:
     teller = Teller(name)
     teller.until(state)
     teller.fail()
     teller.park()
+    return teller
+
+
+def _intervened(teller: Teller, command: str, **arguments: Any) -> Sequence[Any]:
+    teller.intervene(command, **arguments)
+    teller.settle()
     return teller.events()
 
 

@@ -12,17 +12,13 @@ from uuid import UUID, uuid4
 from aggregates.base import Context, Failure, Refusal
 from aggregates.catalogue import Catalogue, Datastore, Flavor, Quota
 from aggregates.commands import (
-    COMMANDS,
-    Command,
+    INTERVENTIONS,
+    OPERATIONS,
     CreateInstance,
-    DeleteInstance,
-    Migrate,
-    Reboot,
-    ResizeFlavor,
-    ResizeVolume,
-    Restart,
-    StartInstance,
+    InstanceCommand,
+    OperationCommand,
     StopInstance,
+    example,
 )
 from aggregates.instance import Instance
 
@@ -53,22 +49,10 @@ YIELDS: dict[str, dict[str, Any]] = {
     "surplus_removed": {"removed": ("volume-2",)},
 }
 
-# One good command of every name that an existing instance knows.
-EXAMPLES: dict[str, Command] = {
-    command.wire_name(): command
-    for command in (
-        DeleteInstance(),
-        Restart(),
-        Reboot(hard=True),
-        ResizeVolume(new_size=2),
-        ResizeFlavor(flavor="large"),
-        Migrate(host="host-2"),
-        StopInstance(),
-        StartInstance(),
-    )
+# One good command of every name that an existing instance knows and that begins an operation.
+EXAMPLES: dict[str, InstanceCommand] = {
+    name: example(command) for name, command in OPERATIONS.items() if not command.creates
 }
-if unexampled := {name for (kind, name) in COMMANDS if kind == "instance"} - {"create_instance", *EXAMPLES}:
-    raise TypeError(f"give an example of each command of an instance; missing: {sorted(unexampled)}")
 
 
 def context(command_id: UUID | None = None, **changes: Any) -> Context:
@@ -106,6 +90,20 @@ def fail(instance: Instance, code: str = "cloud_error", message: str = "No valid
 def unanswered(instance: Instance) -> Instance:
     """The instance, with a call on record whose answer nobody knows."""
     instance.note("CallUnanswered", at=NOON, effect="EnsureVolume", until=NOON + timedelta(seconds=60))
+    return instance
+
+
+def intervention(instance: Instance, name: str, **arguments: Any) -> OperationCommand:
+    """The command of this name about the operation that runs, or about one that never was."""
+    running = instance.operation.id if instance.operation is not None else UUID(int=0)
+    return INTERVENTIONS[name](**{"operation_id": running, **arguments})
+
+
+def park(instance: Instance, code: str = "cloud_error", message: str = "in use") -> Instance:
+    """The instance, parked over what it owes."""
+    owed = instance.owes()
+    assert owed is not None, f"{instance.state} owes nothing"
+    instance.note("OperationParked", at=NOON, effect=owed.effect.type_name, code=code, message=message)
     return instance
 
 
