@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any, TypeVar
 from uuid import UUID
@@ -32,12 +32,14 @@ from aggregates.record import CommandAccepted, CommandRejected, record_id
 from engine import crash_points
 from engine.broker import COMMAND_STREAM, STORED_COMMANDS
 from engine.clock import Now, monotonic, utc_now
+from engine.databases import StoreUnavailableError
 from engine.dead_letters import letter, told
 from engine.hot import HotAggregates, Turn
 from engine.intake import Received, receive
 from engine.mapper import UnknownEventError
 from engine.messages import PARTITIONS, REPLY_TO, Decision, dead_letter_subject
 from engine.partitions import Listener, Ownership, Sole, fences, range_of
+from engine.recorders import Fence
 from engine.replies import Answerable
 from engine.store import Conflict, EventStore
 from engine.suspects import DEATHS, Suspects
@@ -248,25 +250,28 @@ class Inbox(Listener):
         heads = {r.partition: r for r in reversed(fresh)}
         deaths = await self._suspects.deaths(self._incarnation, heads.values())
         if not any(deaths.values()):
-            await self._suspects.try_(self._incarnation, heads.values(), deaths)
+            await self._suspects.try_(self._incarnation, heads.values(), deaths, self._fences(heads))
             await self._decide_batch(fresh)
             return
         log.warning("deciding_one_by_one", messages=len(fresh), reason="a process ended while it decided them")
         for each in fresh:
             died = await self._suspects.deaths(self._incarnation, [each])
             if died[each.partition] < DEATHS:
-                await self._suspects.try_(self._incarnation, [each], died)
+                await self._suspects.try_(self._incarnation, [each], died, self._fences(died))
             else:
                 each.tries = died[each.partition]
                 self._condemn(each, _DEADLY)
             await self._decide_batch([each])
+
+    def _fences(self, partitions: Iterable[int]) -> list[Fence]:
+        return fences(self._ownership.held, partitions)
 
     async def _decide_batch(self, fresh: Sequence[Received]) -> None:
         """Decide and commit. One that breaks the decider is tried again alone and refused, the batch is decided."""
         batch = _Batch(self._store, self._hot, self._ownership, self._catalogue(), self._now)
         try:
             decisions = await batch.decide(fresh, self._position_name, self._bury)
-        except (Conflict, nats.errors.Error, APIError, OSError):
+        except (Conflict, StoreUnavailableError, nats.errors.Error, APIError, OSError):
             raise
         except Exception as error:  # noqa: BLE001 - a defect, kept in a dead letter
             if len(fresh) > 1:
@@ -319,7 +324,7 @@ class Inbox(Listener):
         await self._store.commit(
             [],
             positions=[Tracking(self._position_name(received.partition), received.sequence)],
-            fences=fences(self._ownership.held, [received.partition]),
+            fences=self._fences([received.partition]),
         )
         await self._committed([received], [_unrecorded(received, refusal)])
 

@@ -7,6 +7,7 @@ The index `owing` follows from the events alone; it only spares a scan of the lo
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -14,14 +15,7 @@ from uuid import UUID
 import msgspec
 from eventsourcing.persistence import IntegrityError, StoredEvent, Tracking
 from eventsourcing.postgres import PostgresAggregateRecorder, PostgresDatastore, PostgresProcessRecorder
-from eventsourcing.sqlite import (
-    SQLiteAggregateRecorder,
-    SQLiteConnection,
-    SQLiteConnectionPool,
-    SQLiteCursor,
-    SQLiteDatastore,
-    SQLiteProcessRecorder,
-)
+from eventsourcing.sqlite import SQLiteAggregateRecorder, SQLiteCursor, SQLiteProcessRecorder
 from psycopg import Cursor
 from psycopg.rows import DictRow
 from psycopg.sql import SQL, Identifier
@@ -76,25 +70,6 @@ def _assert_fences(fences: Sequence[Fence], epochs: Mapping[str, int]) -> None:
             raise FencedError(
                 f"range {fence.range} was taken over: epoch {fence.epoch} has passed, now {epochs.get(fence.range)}"
             )
-
-
-class _DurablePool(SQLiteConnectionPool):
-    def _create_connection(self) -> SQLiteConnection:
-        connection = super()._create_connection()
-        cursor = connection.cursor()
-        # An acknowledged command must outlive a power cut: one fsync for each commit, whatever the build's default.
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.execute("PRAGMA cache_size=-65536")
-        return connection
-
-
-class DurableSQLiteDatastore(SQLiteDatastore):
-    """A datastore whose connections fsync each commit. `lock_timeout` in seconds."""
-
-    def __init__(self, db_name: str, *, lock_timeout: int = 10) -> None:
-        super().__init__(db_name, lock_timeout=lock_timeout)
-        self.pool.close()
-        self.pool = _DurablePool(db_name=db_name, lock_timeout=lock_timeout)
 
 
 class SQLiteEventRecorder(SQLiteProcessRecorder):
@@ -186,6 +161,13 @@ def _marks(values: Sequence[str]) -> str:
 
 class PostgresEventRecorder(PostgresProcessRecorder):
     """Events, positions and the owing index in one PostgreSQL schema."""
+
+    # The library's own try each call ten times; here who calls waits for the database, and says so.
+    insert_events = inspect.unwrap(PostgresProcessRecorder.insert_events)
+    select_events = inspect.unwrap(PostgresProcessRecorder.select_events)
+    select_notifications = inspect.unwrap(PostgresProcessRecorder.select_notifications)
+    max_notification_id = inspect.unwrap(PostgresProcessRecorder.max_notification_id)
+    max_tracking_id = inspect.unwrap(PostgresProcessRecorder.max_tracking_id)
 
     def __init__(
         self,

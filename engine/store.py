@@ -2,7 +2,8 @@
 
 Commits of many callers go to the database in one transaction (group commit) by one writer thread; a caller whose
 events lose against another writer gets `Conflict`, the rest is committed. Reading never waits for the writer's
-fsync. An unreachable database is waited for; nothing is dropped.
+fsync. A database that is away, full or locked is waited for, in reading and in writing, until the store is closed;
+nothing is dropped. What is handed to callers as another error is a defect.
 """
 
 from __future__ import annotations
@@ -20,16 +21,24 @@ from uuid import UUID
 
 import msgspec
 import structlog
-from eventsourcing.persistence import IntegrityError, InterfaceError, OperationalError, Tracking
-from eventsourcing.postgres import PostgresDatastore
+from eventsourcing.domain import EventSourcingError
+from eventsourcing.persistence import IntegrityError, PersistenceError, StoredEvent, Tracking
 
 from aggregates.base import Event
 from aggregates.health import Health, HealthForgotten, HealthWatched
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from aggregates.snapshots import Snapshot
+from engine.clock import monotonic
+from engine.databases import (
+    BoundedPostgresDatastore,
+    DurableSQLiteDatastore,
+    StoreUnavailableError,
+    forget_connections,
+    give_up,
+    is_unavailable,
+)
 from engine.mapper import MsgspecMapper, UnknownEventError
 from engine.recorders import (
-    DurableSQLiteDatastore,
     EventRecorder,
     Extras,
     Fence,
@@ -46,6 +55,8 @@ R = TypeVar("R")
 
 log = structlog.get_logger(__name__)
 
+PAUSE = (0.1, 2.0)  # seconds between two tries of a database that is away: the first, and the longest
+CLOSE_WITHIN = 5.0  # seconds for what was handed in, before it is given up: whoever did has ended by then
 GROUP = 2048  # events of one transaction at most, so that the first caller does not wait for the last for long
 
 
@@ -74,7 +85,7 @@ class Stored(msgspec.Struct, frozen=True):
 class _Unit:
     """What one caller wants committed together."""
 
-    __slots__ = ("done", "events", "fences", "owing", "positions")
+    __slots__ = ("done", "events", "fences", "owing", "positions", "unanswered")
 
     def __init__(
         self,
@@ -87,7 +98,13 @@ class _Unit:
         self.positions = positions
         self.owing = owing
         self.fences = fences
+        self.unanswered = False  # it was written, perhaps: the database went away before it said so
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def fail(self, error: Exception) -> None:
+        """Tell the caller, if it still waits."""
+        if not self.done.done():
+            self.done.set_exception(error)
 
 
 class EventLog:
@@ -165,6 +182,7 @@ class EventStore:
         self._pending: list[_Unit] = []
         self._wake = asyncio.Event()
         self._closing = False
+        self._away_since: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[Sequence[Event]], None]] = []
 
@@ -173,15 +191,19 @@ class EventStore:
         self._task = asyncio.create_task(self._commit_groups(), name="store-writer")
 
     async def close(self) -> None:
-        """Commit what was handed in, then let go of the database."""
+        """Commit what was handed in, unless the database stays away, then let go of it."""
         self._closing = True
         self._wake.set()
         if self._task is not None:
-            await self._task
-        self._writer.shutdown()
-        self._readers.shutdown()
-        self._taker.shutdown()
-        self.log.close()
+            await asyncio.wait((self._task,), timeout=CLOSE_WITHIN)
+        if self._task is not None and not self._task.done():
+            log.warning("store_given_up", commits=len(self._pending), next="what was not committed is decided anew")
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+        give_up(self._recorder.datastore)
+        for executor in (self._writer, self._readers, self._taker):
+            await asyncio.to_thread(executor.shutdown, cancel_futures=True)
+        await asyncio.to_thread(self.log.close)
         if self._lock is not None:
             os.close(self._lock)
 
@@ -208,11 +230,18 @@ class EventStore:
         await unit.done
 
     async def _commit_groups(self) -> None:
-        while not (self._closing and not self._pending):
-            await self._wake.wait()
-            self._wake.clear()
-            while self._pending:
-                await self._commit_group(self._take_group())
+        group: list[_Unit] = []
+        try:
+            while not (self._closing and not self._pending):
+                await self._wake.wait()
+                self._wake.clear()
+                while self._pending:
+                    group = self._take_group()
+                    await self._commit_group(group)
+        finally:
+            # Whatever ends this, nobody waits for it in vain.
+            for unit in (*group, *self._pending):
+                unit.fail(StoreUnavailableError("store_unavailable: the event store was closed before the commit"))
 
     def _take_group(self) -> list[_Unit]:
         size = taken = 0
@@ -226,38 +255,71 @@ class EventStore:
 
     async def _commit_group(self, group: list[_Unit]) -> None:
         try:
-            await self._write(group)
-        except IntegrityError as lost:
+            await self._waited_for(self._writer, functools.partial(self._insert, group), group)
+        except Exception as error:  # noqa: BLE001 - handed to the caller whose unit it is
             if len(group) > 1:
                 for unit in group:
                     await self._commit_group([unit])
                 return
-            kind = LostOwnership if isinstance(lost, FencedError) else Conflict
-            group[0].done.set_exception(kind(str(lost)))
-            return
-        except Exception as error:  # noqa: BLE001 - handed to every caller of the group
-            for unit in group:
-                unit.done.set_exception(error)
-            return
+            if not await self._is_there(group[0], error):
+                group[0].fail(_told(error))
+                return
         for unit in group:
-            if not unit.done.cancelled():
+            if not unit.done.done():
                 unit.done.set_result(None)
-        committed = [event for unit in group for event in unit.events]
-        for listener in self._listeners:
-            listener(committed)
+        self._tell([event for unit in group for event in unit.events])
 
-    async def _write(self, group: list[_Unit]) -> None:
-        loop = asyncio.get_running_loop()
-        pause = 0.1
+    async def _is_there(self, unit: _Unit, error: Exception) -> bool:
+        """Whether the unit is refused because it was committed: the answer was lost, and it was tried again."""
+        if not isinstance(error, IntegrityError) or not unit.unanswered or not unit.events:
+            return False
+        wanted = [self.mapper.to_stored_event(event) for event in unit.events]
+        found = await self._waited_for(self._writer, functools.partial(self._stored, wanted))
+        return found == wanted
+
+    def _stored(self, wanted: Sequence[StoredEvent]) -> list[StoredEvent]:
+        """What stands where these should."""
+        found: list[StoredEvent] = []
+        for each in wanted:
+            version = each.originator_version
+            found += self._recorder.select_events(each.originator_id, gt=version - 1, lte=version)
+        return found
+
+    def _tell(self, committed: Sequence[Event]) -> None:
+        for listener in self._listeners:
+            try:
+                listener(committed)
+            except Exception:
+                log.exception("listener_broke", listener=repr(listener))
+
+    async def _waited_for(self, executor: ThreadPoolExecutor, call: Callable[[], R], group: Sequence[_Unit] = ()) -> R:
+        """Call in a thread, again and again while the database is away; units of the call may be written by then."""
+        pause = PAUSE[0]
         while True:
             try:
-                await loop.run_in_executor(self._writer, self._insert, group)
-            except (OperationalError, InterfaceError) as unavailable:
-                log.warning("store_unavailable", error=str(unavailable), retry_in=pause)
+                answer = await asyncio.get_running_loop().run_in_executor(executor, call)
+            except PersistenceError as error:
+                if not is_unavailable(error):
+                    raise
+                for unit in group:
+                    unit.unanswered = True
+                await self._lost(error)
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, 5.0)
+                pause = min(pause * 2, PAUSE[1])
             else:
-                return
+                self._found()
+                return answer
+
+    async def _lost(self, error: PersistenceError) -> None:
+        if self._away_since is None:
+            self._away_since = monotonic()
+            log.warning("store_unavailable", error=str(error), next="it is waited for; nothing is lost")
+            await asyncio.to_thread(forget_connections, self._recorder.datastore)
+
+    def _found(self) -> None:
+        if self._away_since is not None:
+            log.info("store_available", after=round(monotonic() - self._away_since, 1))
+            self._away_since = None
 
     def _insert(self, group: list[_Unit]) -> None:
         stored = [self.mapper.to_stored_event(event) for unit in group for event in unit.events]
@@ -311,7 +373,7 @@ class EventStore:
     def _insert_snapshot(self, snapshot: Snapshot) -> None:
         try:
             self.log.snapshots.insert_events([self.mapper.to_stored_event(snapshot)])
-        except (IntegrityError, OperationalError, InterfaceError) as error:
+        except EventSourcingError as error:
             log.info("snapshot_not_kept", aggregate_id=str(snapshot.originator_id), error=str(error))
 
     async def owing(self) -> list[tuple[UUID, int]]:
@@ -344,8 +406,7 @@ class EventStore:
         return await self._reading(self.log.read, after, limit)
 
     async def _reading(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        call = functools.partial(function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._readers, call)
+        return await self._waited_for(self._readers, functools.partial(function, *args, **kwargs))
 
 
 def fold(events: Sequence[Any], aggregate: Any = None) -> Any:
@@ -400,21 +461,21 @@ def _recorder(url: str, *, create: bool) -> EventRecorder:
     return recorder
 
 
-def _postgres(url: str) -> PostgresDatastore:
+def _postgres(url: str) -> BoundedPostgresDatastore:
     parts = urlsplit(url)
     options = dict(pair.partition("=")[::2] for pair in parts.query.split("&") if pair)
-    return PostgresDatastore(
+    return BoundedPostgresDatastore(
         dbname=unquote(parts.path.lstrip("/")),
         host=parts.hostname or "127.0.0.1",
         port=parts.port or 5432,
         user=unquote(parts.username or ""),
         password=unquote(parts.password or ""),
         schema=options.get("schema", ""),
-        connect_timeout=10,
-        # A worker stopped inside its transaction must not hold the others for long.
-        lock_timeout=5,
-        idle_in_transaction_session_timeout=5,
-        pool_size=4,
-        max_overflow=4,
-        pre_ping=True,
     )
+
+
+def _told(error: Exception) -> Exception:
+    """What a caller is told: that it lost, or what else there is."""
+    if isinstance(error, FencedError):
+        return LostOwnership(str(error))
+    return Conflict(str(error)) if isinstance(error, IntegrityError) else error

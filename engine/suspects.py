@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from eventsourcing.persistence import Tracking
 
 from engine.intake import Received
+from engine.recorders import Fence
 from engine.store import EventStore
 
 DEATHS = 5  # tries that a process did not outlive, after which a message is not tried any more
@@ -37,7 +38,9 @@ class Suspects:
             found[message.partition] = died if sequence == message.sequence else 0
         return found
 
-    async def try_(self, incarnation: str, messages: Iterable[Received], deaths: Mapping[int, int]) -> None:
+    async def try_(
+        self, incarnation: str, messages: Iterable[Received], deaths: Mapping[int, int], fences: Iterable[Fence] = ()
+    ) -> None:
         """Note that these messages, one of each partition, are about to be decided. Raises `Conflict`."""
         notes = {
             _name(incarnation, message.partition): message.sequence * _DIGIT + deaths[message.partition] + 1
@@ -45,7 +48,8 @@ class Suspects:
         }
         fresh = {name: note for name, note in notes.items() if self._own.get(name) != note}
         if fresh:
-            await self._store.commit([], positions=[Tracking(name, note) for name, note in fresh.items()])
+            positions = [Tracking(name, note) for name, note in fresh.items()]
+            await self._store.commit([], positions=positions, fences=fences)
             self._own.update(fresh)
 
 

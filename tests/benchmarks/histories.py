@@ -23,7 +23,8 @@ from aggregates.commands import (
     StartInstance,
     StopInstance,
 )
-from engine.recorders import DurableSQLiteDatastore, SQLiteEventRecorder
+from engine.databases import DurableSQLiteDatastore
+from engine.recorders import SQLiteEventRecorder
 from tests.projections.story import Story
 
 PROJECT = "blue"

@@ -32,8 +32,9 @@ from aggregates.instance import Instance
 from aggregates.obligations import quota_id
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
+from engine.databases import DurableSQLiteDatastore
 from engine.mapper import MsgspecMapper
-from engine.recorders import DurableSQLiteDatastore, SQLiteEventRecorder
+from engine.recorders import SQLiteEventRecorder
 from engine.store import EventLog
 
 SMALL = Flavor(id="1", name="small", vcpus=1, ram=512)

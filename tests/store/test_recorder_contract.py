@@ -14,7 +14,8 @@ from eventsourcing.tests.persistence import (
     ProcessRecorderTestCase,
 )
 
-from engine.recorders import DurableSQLiteDatastore, PostgresEventRecorder, SQLiteEventRecorder
+from engine.databases import DurableSQLiteDatastore
+from engine.recorders import PostgresEventRecorder, SQLiteEventRecorder
 from engine.store import _postgres
 
 
