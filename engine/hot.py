@@ -71,14 +71,14 @@ class HotAggregates(Listener):
                 del self._aggregates[aggregate_id]
 
     @asynccontextmanager
-    async def turn(self, aggregate_id: UUID) -> AsyncIterator[Turn]:
+    async def turn(self, aggregate_id: UUID, *, absent: bool = False) -> AsyncIterator[Turn]:
         """Wait for the aggregate and use it alone. Left by an exception, it is forgotten: what was decided on it is
-        not in the log.
+        not in the log. `absent`: the caller knows that the log has none of this id.
         """
         lock = self._locks.setdefault(aggregate_id, asyncio.Lock())
         async with lock:
             held = self._ownership.held  # before it is loaded: what is loaded is at least as new
-            turn = Turn(aggregate_id, await self._load(aggregate_id), held)
+            turn = Turn(aggregate_id, await self._load(aggregate_id, absent=absent), held)
             try:
                 yield turn
             except BaseException:
@@ -90,9 +90,13 @@ class HotAggregates(Listener):
                 if not lock._waiters:  # noqa: SLF001 - the only way to know that nobody else holds on to it
                     self._locks.pop(aggregate_id, None)
 
-    async def _load(self, aggregate_id: UUID) -> Any:
+    def __contains__(self, aggregate_id: UUID) -> bool:
+        """Whether it lies in memory."""
+        return aggregate_id in self._aggregates
+
+    async def _load(self, aggregate_id: UUID, *, absent: bool) -> Any:
         aggregate = self._aggregates.get(aggregate_id)
-        if aggregate is not None:
+        if aggregate is not None or absent:
             return aggregate
         return await self._store.load(aggregate_id)
 

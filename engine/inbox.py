@@ -19,7 +19,6 @@ import nats.errors
 import structlog
 from eventsourcing.persistence import Tracking
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError, NotFoundError
@@ -39,16 +38,15 @@ from engine.intake import Received, receive
 from engine.mapper import UnknownEventError
 from engine.messages import PARTITIONS, REPLY_TO, Decision, dead_letter_subject
 from engine.partitions import Listener, Ownership, Sole, fences, range_of
+from engine.reading import ConsumerLostError, Delivered, Reader
 from engine.recorders import Fence
 from engine.replies import Answerable
 from engine.store import Conflict, EventStore
 from engine.suspects import DEATHS, Suspects
-from engine.tasks import end
 
 log = structlog.get_logger(__name__)
 
 BATCH = 256
-IDLE = 2.0  # seconds that one fetch waits for the first message; a consumer lost with its broker is missed then
 PURGE_EVERY = 30.0
 GRACE = 600.0  # seconds that decided messages stay in the stream, for people who look
 TRIES = 3  # of a message that breaks the decider, the first one among others
@@ -73,6 +71,7 @@ class Inbox(Listener):
         self._client = client
         self._ownership = ownership or Sole()
         self._changed = asyncio.Event()
+        self._reader: Reader | None = None
         self._stream: JetStreamContext = client.jetstream()
         self._store = store
         self._hot = hot
@@ -105,17 +104,22 @@ class Inbox(Listener):
     def gained(self, ranges: Collection[str]) -> None:
         """Read them too."""
         del ranges
-        self._changed.set()
+        self._change()
 
     async def leave(self, ranges: Collection[str]) -> None:
         """Read them no more. What is being decided is committed while they are still ours, or not at all."""
         del ranges
-        self._changed.set()
+        self._change()
 
     def lost(self, ranges: Collection[str]) -> None:
         """Read them no more."""
         del ranges
+        self._change()
+
+    def _change(self) -> None:
         self._changed.set()
+        if self._reader is not None:
+            self._reader.wake()
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -137,41 +141,28 @@ class Inbox(Listener):
             mem_storage=True,
         )
         created = await self._stream.add_consumer(COMMAND_STREAM, config=config)
-        subscription = await self._stream.pull_subscribe_bind(consumer=created.name, stream=COMMAND_STREAM)
         log.info("inbox_reading", stream=COMMAND_STREAM, from_sequence=start, partitions=len(owned))
-        expected = 1
-        purged = monotonic()
-        try:
-            while not self._changed.is_set():
-                messages = await self._fetch(subscription)
-                if messages and messages[0].metadata.sequence.consumer != expected:
-                    log.warning("inbox_gap", expected=expected, got=messages[0].metadata.sequence.consumer)
-                    return
-                expected += len(messages)
-                if messages and messages[-1].metadata.sequence.consumer != expected - 1:
-                    return
-                if messages:
-                    await self._receive_batch(messages)
-                if monotonic() - purged > PURGE_EVERY:
-                    purged = monotonic()
-                    await self._purge()
-                if not messages and await self._made_anew():
-                    return
-        finally:
-            if self._client.is_connected:
-                await subscription.unsubscribe()
+        async with Reader(self._client, COMMAND_STREAM, str(created.name)) as reader:
+            self._reader = reader
+            try:
+                await self._read(reader)
+            except ConsumerLostError as lost:
+                log.warning("inbox_reads_anew", reason=str(lost))
+            finally:
+                self._reader = None
 
-    async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
-        """The next messages; none when there are none for a while, or when other partitions are to be read."""
-        fetching = asyncio.create_task(subscription.fetch(BATCH, timeout=IDLE))
-        changing = asyncio.create_task(self._changed.wait())
-        try:
-            await asyncio.wait((fetching, changing), return_when=asyncio.FIRST_COMPLETED)
-            return await fetching if fetching.done() else []
-        except (TimeoutError, nats.errors.TimeoutError):
-            return []
-        finally:
-            await end(fetching, changing)
+    async def _read(self, reader: Reader) -> None:
+        """Decide what comes, as much at once as has come, until other partitions are to be read."""
+        purged = monotonic()
+        while not self._changed.is_set():
+            messages = await reader.next(BATCH)
+            if messages:
+                await self._receive_batch(messages)
+            if monotonic() - purged > PURGE_EVERY:
+                purged = monotonic()
+                await self._purge()
+            if not messages and await self._made_anew():
+                return
 
     async def _made_anew(self) -> bool:
         info = await self._stream.stream_info(COMMAND_STREAM)
@@ -229,10 +220,8 @@ class Inbox(Listener):
 
     # --- deciding -------------------------------------------------------------------------------------------------
 
-    async def _receive_batch(self, messages: Sequence[Msg]) -> None:
-        received = [
-            receive(m.metadata.sequence.stream, m.subject, m.data, (m.headers or {}).get(REPLY_TO)) for m in messages
-        ]
+    async def _receive_batch(self, messages: Sequence[Delivered]) -> None:
+        received = [receive(m.sequence, m.subject, m.data, m.headers.get(REPLY_TO)) for m in messages]
         fresh = [r for r in received if r.sequence > self._positions[r.partition]]
         if not fresh:
             return
@@ -372,15 +361,14 @@ class _Batch:
         self._turns: dict[UUID, Turn] = {}
         self._records: dict[UUID, CommandAccepted | CommandRejected] = {}
         self._known: set[UUID] = set()
+        self._absent: set[UUID] = set()
         self.at: int | None = None  # which message is being decided
 
     async def decide(
         self, batch: Sequence[Received], position_name: Callable[[int], str], bury: Callable[..., Any]
     ) -> list[Decision]:
         """Decide and commit all. Raises `Conflict` with nothing committed when a position was lost."""
-        self._known = await self._store.existing(
-            {record_id(r.subject.project, r.command_id) for r in batch if r.command_id is not None}
-        )
+        await self._look_up(batch)
         async with AsyncExitStack() as stack:
             decisions = []
             for self.at, received in enumerate(batch):
@@ -404,6 +392,14 @@ class _Batch:
             )
             crash_points.reach("inbox_after_commit")
         return decisions
+
+    async def _look_up(self, batch: Sequence[Received]) -> None:
+        """Which records and aggregates there are, in one read. What this worker's inbox does not make, nobody makes."""
+        records = {record_id(r.subject.project, r.command_id) for r in batch if r.command_id is not None}
+        named = {r.wish.aggregate_id for r in batch if r.wish is not None}
+        cold = {aggregate_id for aggregate_id in named if aggregate_id not in self._hot}
+        self._known = await self._store.existing(records | cold)
+        self._absent = cold - self._known
 
     async def _decide(self, received: Received, stack: AsyncExitStack) -> Decision:
         if received.command_id is None:
@@ -476,7 +472,9 @@ class _Batch:
     async def _turn(self, aggregate_id: UUID, stack: AsyncExitStack) -> Turn:
         turn = self._turns.get(aggregate_id)
         if turn is None:
-            turn = self._turns[aggregate_id] = await stack.enter_async_context(self._hot.turn(aggregate_id))
+            turn = self._turns[aggregate_id] = await stack.enter_async_context(
+                self._hot.turn(aggregate_id, absent=aggregate_id in self._absent)
+            )
         return turn
 
 
