@@ -96,7 +96,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Credential(msgspec.Struct, frozen=True, kw_only=True):
-    """A guest's right to speak to the broker."""
+    """A guest's right to speak to the broker: one of a name, which is its id."""
 
     id: str
     name: str
@@ -127,7 +127,7 @@ ANSWERS: Mapping[str, Any] = {
     "start_server": None,
     "stop_server": None,
     "list_actions": list[Action],
-    "list_credentials": list[Credential],
+    "get_credential": Credential,
     "create_credential": Credential,
     "delete_credential": None,
 }
@@ -542,15 +542,15 @@ class CloudApi:
 
     # --- guests' credentials --------------------------------------------------------------------------------------
 
-    def list_credentials(self, name: str) -> list[Credential]:
-        """The credentials of this name."""
-        return self._credentials.named(name, self._age)
+    def get_credential(self, id: str) -> Credential:  # noqa: A002
+        """The credentials."""
+        return _found("credentials", self._credentials, id)
 
     def create_credential(self, name: str) -> Credential:
         """Make credentials. 409: there are some of this name."""
-        if self._credentials.named(name):
+        if self._credentials.get(name) is not None:
             raise CloudAnswerError(409, f"there are credentials {name} already")
-        made = Credential(id=str(self._new_id()), name=name)
+        made = Credential(id=name, name=name)
         self._credentials.put(made)
         self._note("create", "credentials", made)
         return made

@@ -7,8 +7,8 @@ are open at once. What a lost answer hides is seen by the next payment's look, o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -34,7 +34,6 @@ from engine.clouds.simulated.api import (
     Action,
     Api,
     CloudApi,
-    Credential,
     Entry,
     Port,
     Server,
@@ -174,38 +173,39 @@ class SimulatedCloud:
         return {volume.id: volume for volume in await self._call("list_volumes")}
 
     async def _until(
-        self, what: str, poller: Poller[Waited], now: Waited | None, resource_id: str, reached: Callable[[Waited], bool]
+        self, what: str, poller: Poller[Waited], now: Waited, resource_id: str, reached: Callable[[Waited], bool]
     ) -> Waited:
-        """The resource once it is so; at once when it is so now. Raises when it is gone, or late."""
+        """The resource once it is so; at once when it is so now. Raises when it is gone, broken, or late.
 
-        def look(found: Waited | None) -> bool:
-            if found is None:
-                raise TransientError("not_found", f"{what} {resource_id} has gone while it was waited for")
-            if found.status.lower() == "error":
-                raise FinalError("cloud_error", f"{what} {resource_id} is in status {found.status}")
-            return reached(found)
+        A list, which may be old, only says when to look; what counts is the resource itself.
+        """
 
-        if now is not None and look(now):
-            return now
-        try:
-            async with asyncio.timeout(self._built_within):
-                found = await poller.wait(resource_id, look)
-        except TimeoutError:
-            raise TransientError(
-                "cloud_timeout", f"{what} {resource_id} was not ready within {self._built_within:.0f} s"
-            ) from None
+        def over(found: Waited | None) -> bool:
+            return found is None or found.status.lower() == "error" or reached(found)
+
+        found: Waited | None = now
+        async with self._patience(f"{what} {resource_id} was not ready"):
+            while not over(found):
+                await poller.wait(resource_id, over)
+                found = await self._present(f"get_{what}", resource_id)
         if found is None:
-            raise TransientError("not_found", f"{what} {resource_id} has gone")
+            raise TransientError("not_found", f"{what} {resource_id} has gone while it was waited for")
+        if found.status.lower() == "error":
+            raise FinalError("cloud_error", f"{what} {resource_id} is in status {found.status}")
         return found
 
     async def _until_gone(self, what: str, poller: Poller[Waited], resource_id: str) -> None:
+        async with self._patience(f"{what} {resource_id} was not gone"):
+            while await self._present(f"get_{what}", resource_id) is not None:
+                await poller.wait(resource_id, lambda found: found is None)
+
+    @asynccontextmanager
+    async def _patience(self, otherwise: str) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self._built_within):
-                await poller.wait(resource_id, lambda found: found is None)
+                yield
         except TimeoutError:
-            raise TransientError(
-                "cloud_timeout", f"{what} {resource_id} was not gone within {self._built_within:.0f} s"
-            ) from None
+            raise TransientError("cloud_timeout", f"{otherwise} within {self._built_within:.0f} s") from None
 
     async def _idle_server(self, server_id: str, now: Server | None = None) -> Server:
         """The server once the cloud does nothing with it."""
@@ -242,16 +242,11 @@ class SimulatedCloud:
 
     async def _pay_credentials(self, effect: effects.EnsureCredentials | effects.CredentialsAbsent, key: str) -> Facts:
         name = str(effect.instance_id)
-        found: list[Credential] = await self._call("list_credentials", name=name)
-        if isinstance(effect, effects.CredentialsAbsent):
-            for each in found:
-                await self._remove(key, "delete_credential", each.id)
-        elif not found:
-            try:
-                await self._change(key, "create_credential", name=name)
-            except TransientError as error:
-                if error.code != "conflict" or not await self._call("list_credentials", name=name):
-                    raise
+        there = await self._present("get_credential", name) is not None
+        if there and isinstance(effect, effects.CredentialsAbsent):
+            await self._remove(key, "delete_credential", name)
+        elif not there and isinstance(effect, effects.EnsureCredentials):
+            await self._change(key, "create_credential", name=name)
         return {}
 
     # --- volumes --------------------------------------------------------------------------------------------------
@@ -306,8 +301,6 @@ class SimulatedCloud:
         _refuse_in_use("volume", volume_id, volume.server_id)
         if volume.status != "deleting":
             await self._remove(key, "delete_volume", volume_id)
-            if await self._present("get_volume", volume_id) is None:
-                return
         await self._until_gone("volume", self._volumes, volume_id)
 
     # --- servers --------------------------------------------------------------------------------------------------
@@ -353,8 +346,6 @@ class SimulatedCloud:
                 continue
             if server.task != "deleting":
                 await self._remove(key, "delete_server", server_id)
-                if await self._present("get_server", server_id) is None:
-                    continue
             await self._until_gone("server", self._servers, server_id)
         return {}
 
