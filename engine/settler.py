@@ -3,11 +3,16 @@
 One task and at most one effect in flight for each aggregate; whatever dies, the next start lists who owes and goes on
 under the same idempotency keys. An effect may be paid twice across a crash, never with two results: effects ensure.
 A call whose answer nobody knows is recorded, and what would miss its late effect is paid only after that.
+
+At its operation's deadline a state that can fail does, at once if it only waits; a call that runs is answered first,
+and what it did counts. Where there is no way back a passed deadline parks at the next failure; what undoes is bounded
+by the number of its tries.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -161,12 +166,16 @@ class Settler(Listener):
                         await self._take_up(turn)
                     taken_up = True
                     owed = _owed(turn)
-                    wait_until = None if owed is None else _latest(turn.aggregate.retry_at, owed.not_before)
-                if owed is None:
-                    return
-                if wait_until is not None and not await self._wait_until(wait_until, aggregate_id):
-                    continue
-                await self._step(owed)
+                    if owed is None:
+                        return
+                    deadline = _deadline(turn.aggregate)
+                    if deadline is not None and self._now() >= deadline:
+                        self._fail_late(turn.aggregate, deadline)
+                        await self._hot.commit(turn)
+                        continue
+                    pause_until = _latest(turn.aggregate.retry_at, owed.not_before)
+                if await self._pause(aggregate_id, pause_until, deadline):
+                    await self._step(owed, deadline)
             except Conflict as lost:
                 # Somebody else writes as well, and may call the cloud.
                 taken_up = False
@@ -188,24 +197,30 @@ class Settler(Listener):
             now = self._now()
             aggregate.note("CallUnanswered", at=now, effect=effect.type_name, until=now + self._latest_effect)
 
-    async def _wait_until(self, moment: datetime, aggregate_id: UUID) -> bool:
-        """Sleep; False when the aggregate changed meanwhile."""
-        pause = (moment - self._now()).total_seconds()
-        if pause <= 0:
+    async def _pause(self, aggregate_id: UUID, until: datetime | None, deadline: datetime | None) -> bool:
+        """Sleep; False when the aggregate changed meanwhile, or its deadline came first."""
+        if until is None:
             return True
-        try:
-            async with asyncio.timeout(pause):
-                await self._changed[aggregate_id].wait()
-        except TimeoutError:
-            return True
-        return False
+        changed = self._changed[aggregate_id]
+        while (pause := self._seconds_to(until if deadline is None else min(until, deadline))) > 0:
+            # In pieces, since wall time may be set anew meanwhile.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(pause, LONGEST_PAUSE)):
+                    await changed.wait()
+                    return False
+        return deadline is None or until <= deadline
 
-    async def _step(self, owed: Obligation) -> None:
+    def _seconds_to(self, moment: datetime) -> float:
+        return (moment - self._now()).total_seconds()
+
+    async def _step(self, owed: Obligation, deadline: datetime | None) -> None:
         crash_points.reach("before_effect", owed.state)
         async with self._slots:
             if not self._ownership.serves(range_of_aggregate(owed.aggregate_id)):
                 return
-            outcome = await self._paid(owed)
+            if self._changed[owed.aggregate_id].is_set():
+                return  # while it waited for its turn
+            outcome = await self._paid(owed, deadline)
         crash_points.reach("after_effect", owed.state)
         async with self._hot.turn(owed.aggregate_id) as turn:
             aggregate = turn.aggregate
@@ -232,13 +247,14 @@ class Settler(Listener):
         else:
             aggregate.take(owed.then, at=self._now(), **owed.facts, **outcome)
 
-    async def _paid(self, owed: Obligation) -> dict[str, Any] | PayError | None:
-        """The facts, or the error; None when the state changed while the effect only waited."""
+    async def _paid(self, owed: Obligation, deadline: datetime | None) -> dict[str, Any] | PayError | None:
+        """The facts, or the error; None when the aggregate changed, or its deadline came, while it only waited."""
         changed = self._changed[owed.aggregate_id]
         paying = asyncio.create_task(self._paying(owed))
         waiting = asyncio.create_task(changed.wait())
         try:
-            await asyncio.wait((paying, waiting), return_when=asyncio.FIRST_COMPLETED)
+            within = None if deadline is None or not owed.effect.waits else max(0.0, self._seconds_to(deadline))
+            await asyncio.wait((paying, waiting), timeout=within, return_when=asyncio.FIRST_COMPLETED)
             if not paying.done() and owed.effect.waits:
                 await end(paying)
                 if paying.cancelled():
@@ -262,11 +278,19 @@ class Settler(Listener):
     async def _paying(self, owed: Obligation) -> Mapping[str, Any]:
         return await self._pay(owed.effect, owed.key)
 
+    def _fail_late(self, aggregate: Lifecycled, deadline: datetime) -> None:
+        message = f"it was not done by its deadline, {deadline:%Y-%m-%d %H:%M:%S} UTC"
+        if aggregate.last_error is not None:
+            message += f"; last error: {aggregate.last_error}"
+        log.warning("deadline_exceeded", aggregate_id=str(aggregate.id), state=aggregate.state, error=message)
+        failure = Failure(code="deadline_exceeded", message=message, state=aggregate.state)
+        aggregate.take("failed", at=self._now(), failure=failure)
+
     def _record_failure(self, aggregate: Lifecycled, owed: Obligation, error: PayError) -> None:
         now = self._now()
         attempt = aggregate.attempts + 1
         forward = aggregate.can("failed")
-        late = forward and aggregate.operation is not None and now >= aggregate.operation.deadline
+        late = not aggregate.undoing and aggregate.operation is not None and now >= aggregate.operation.deadline
         tried_out = attempt >= owed.attempts
         log.warning(
             "effect_failed",
@@ -285,7 +309,7 @@ class Settler(Listener):
                 attempt=attempt,
                 code=error.code,
                 message=error.message,
-                retry_at=now + timedelta(seconds=max(_pause(attempt, self._jitter()), error.retry_after)),
+                retry_at=now + timedelta(seconds=max(_next_pause(attempt, self._jitter()), error.retry_after)),
             )
         elif forward:
             code = "deadline_exceeded" if late and not isinstance(error, FinalError) else error.code
@@ -304,11 +328,18 @@ def _owed(turn: Turn) -> Obligation | None:
     return aggregate.owes()
 
 
+def _deadline(aggregate: Lifecycled) -> datetime | None:
+    """When what is owed counts as failed; None where nothing leads back."""
+    if aggregate.operation is None or not aggregate.can("failed"):
+        return None
+    return aggregate.operation.deadline
+
+
 def _latest(*moments: datetime | None) -> datetime | None:
     return max((moment for moment in moments if moment is not None), default=None)
 
 
-def _pause(attempt: int, jitter: float) -> float:
+def _next_pause(attempt: int, jitter: float) -> float:
     """Exponential, with jitter (0 to 1) so that what failed together does not come back together."""
     pause = min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE)
     return float(pause * (0.8 + 0.4 * jitter))
