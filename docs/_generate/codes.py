@@ -137,6 +137,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Choose another directory, or open the way to it.",
     ),
     "stop_failed": ("The database's process does not end.", "Look at the machine's disks."),
+    "store_unavailable": (
+        "The event store could not be reached before the process ended.",
+        "Look at the database; nothing that was acknowledged is lost.",
+    ),
     "store_in_use": ("Another process writes this SQLite store.", "Stop it, or use a PostgreSQL store."),
     "stream_full": ("The broker's stream is full; the command was not stored.", "Let the engine catch up; try again."),
     "stream_mismatch": ("A stream has another configuration than needed.", "Change it as the message says."),

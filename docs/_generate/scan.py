@@ -16,6 +16,7 @@ SAID = {
     "Refusal": "command",
     "Decision": "command",
     "PayError": "operation",
+    "Failure": "operation",
     "QueryError": "query",
     "ErrorReply": "query",
     "ClientError": "client",

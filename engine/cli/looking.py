@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from engine.cli import intervening
 from engine.cli.arguments import Instance, Limit, OperationId
 from engine.cli.output import moment
+from engine.cli.parked import ways_on
 from engine.cli.session import Session, run
 from engine.cli.waiting import finish, step_name
 
@@ -32,6 +34,7 @@ def register(app: typer.Typer) -> None:
     operation = typer.Typer(help="One operation.", no_args_is_help=True)
     operation.command("show")(show_operation)
     operation.command("watch")(watch_operation)
+    intervening.register(operation)
     app.add_typer(operation, name="operation", rich_help_panel=_INSTANCES)
     for command in (datastores, flavors, fleet):
         app.command(rich_help_panel=_ENGINE)(command)
@@ -162,6 +165,7 @@ def show_operation(context: typer.Context, operation: OperationId) -> None:
                 ("took", _seconds(found)),
                 ("deadline", moment(found["deadline"])),
                 ("cancelled by", found.get("cancelled_by")),
+                *((way.command, way.effect) for way in (ways_on(found) if found.get("parked") else ())),
                 ("plan", [step_name(state, found["plan"]) for state in found["plan"]]),
             ]
         )

@@ -78,7 +78,7 @@ async def _progress(session: Session, operation: Operation, words: str, timeout:
                     Exit.PARKED,
                     "parked",
                     f"operation {operation.id} waits for an operator in {step.state}: {step.effect} cannot be done "
-                    f"({step.error}); see `holdfast operation show {operation.id}`",
+                    f"({step.error}); what can be done: `holdfast operation show {operation.id}`",
                 )
             bar.update(shown, total=step.m, completed=max(0, step.n - 1), step=escape(clean(_said(step))))
 

@@ -99,7 +99,7 @@ class TaskManager:
 
     def operation(self, command_id: UUID | str) -> Operation:
         """The handle of a command that was published before, by whomever in this project."""
-        return Operation(self.connection, self.context.project, identifier(command_id), None)
+        return Operation(self.connection, self.context.project, identifier(command_id), None, self._about)
 
     async def put_secret(self, secret: str) -> SecretRef:
         """Hand a secret to the vault, past every log and stream, for the reference that commands carry."""
@@ -202,6 +202,56 @@ class TaskManager:
         """Start a stopped instance."""
         return await self._send(identifier(instance_id), "start_instance", {}, options)
 
+    # --- the commands about an operation ----------------------------------------------------------------------------
+    # Each returns the handle of the command itself; what comes of the operation is told by the operation's own.
+    # Without `instance_id` the operation is looked up, which takes it to be in the read model already.
+
+    async def cancel_operation(
+        self,
+        operation_id: UUID | str,
+        reason: str | None = None,
+        *,
+        instance_id: UUID | str | None = None,
+        **options: Unpack[Options],
+    ) -> Operation:
+        """End the operation at its next safe point and undo it; rejected where there is no way back."""
+        return await self._about("cancel_operation", operation_id, instance_id, present(reason=reason), options)
+
+    async def retry_operation(
+        self,
+        operation_id: UUID | str,
+        reason: str | None = None,
+        *,
+        instance_id: UUID | str | None = None,
+        **options: Unpack[Options],
+    ) -> Operation:
+        """Try again now what a parked operation owes, or what waits for its next try."""
+        return await self._about("retry_operation", operation_id, instance_id, present(reason=reason), options)
+
+    async def skip_step(
+        self,
+        operation_id: UUID | str,
+        reason: str | None = None,
+        facts: dict[str, Any] | None = None,
+        *,
+        instance_id: UUID | str | None = None,
+        **options: Unpack[Options],
+    ) -> Operation:
+        """Have a parked operation go on as if what it owes was paid; without `facts` only where absence is owed."""
+        args = present(reason=reason, facts=facts)
+        return await self._about("skip_step", operation_id, instance_id, args, options)
+
+    async def abandon_operation(
+        self,
+        operation_id: UUID | str,
+        reason: str | None = None,
+        *,
+        instance_id: UUID | str | None = None,
+        **options: Unpack[Options],
+    ) -> Operation:
+        """End a parked operation where it is; the instance is in ERROR then."""
+        return await self._about("abandon_operation", operation_id, instance_id, present(reason=reason), options)
+
     # --- publishing -----------------------------------------------------------------------------------------------
 
     async def _send(self, target: str, command: str, args: dict[str, Any], options: Options) -> Operation:
@@ -227,7 +277,21 @@ class TaskManager:
         except ClientError:
             self.connection.forget_decision(str(command_id))
             raise
-        return Operation(self.connection, project, str(command_id), target)
+        return Operation(self.connection, project, str(command_id), target, self._about)
+
+    async def _about(
+        self,
+        command: str,
+        operation_id: UUID | str,
+        instance_id: UUID | str | None,
+        args: dict[str, Any],
+        options: Options | None = None,
+    ) -> Operation:
+        """Publish a command about an operation, to the instance that it runs on."""
+        operation = identifier(operation_id)
+        if instance_id is None:
+            instance_id = (await self.queries.get("operations", operation_id=operation))["instance_id"]
+        return await self._send(identifier(instance_id), command, {"operation_id": operation, **args}, options or {})
 
     async def _without_password(self, user: dict[str, Any]) -> dict[str, Any]:
         password = user.pop("password", None)

@@ -7,13 +7,21 @@ given is over. Progress shows the latest state at each look: a state that lasts 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
 
 from engine.client.connection import Connection
-from engine.client.errors import ClientError, OperationCancelled, OperationFailed, QueryFailed, Rejected, TimedOut
+from engine.client.errors import (
+    ClientError,
+    InvalidCommand,
+    OperationCancelled,
+    OperationFailed,
+    QueryFailed,
+    Rejected,
+    TimedOut,
+)
 from engine.clock import monotonic
 from engine.messages import PREFIX, Decision, Outcome, query_subject
 
@@ -45,11 +53,22 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     record: dict[str, Any]
 
 
+About = Callable[[str, str, str | None, dict[str, Any]], Awaitable["Operation"]]
+
+
 class Operation:
     """One command from publishing to outcome. `id` is the command's and the operation's id."""
 
-    def __init__(self, connection: Connection, project: str, operation_id: str, instance_id: str | None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        project: str,
+        operation_id: str,
+        instance_id: str | None,
+        about: About | None = None,
+    ) -> None:
         self.id = operation_id
+        self._about = about
         self.instance_id = instance_id
         self._connection = connection
         self._project = project
@@ -102,6 +121,21 @@ class Operation:
                 except TimeoutError:
                     continue
         raise TimedOut(f"operation {self.id} goes on after {timeout} s; ask for it again by this id")
+
+    async def cancel(self, reason: str | None = None, timeout: float = 30.0) -> Decision:
+        """Have it ended and undone. Raises `Rejected` where there is no way back; `done` tells how it ends."""
+        return await self._intervene("cancel_operation", reason, timeout)
+
+    async def retry(self, reason: str | None = None, timeout: float = 30.0) -> Decision:
+        """Have what it is parked over, or waits to try again, tried now. Raises `Rejected` where it goes on anyway."""
+        return await self._intervene("retry_operation", reason, timeout)
+
+    async def _intervene(self, command: str, reason: str | None, timeout: float) -> Decision:
+        if self._about is None:
+            raise InvalidCommand("invalid_argument", f"this handle only looks; send {command} by a TaskManager")
+        await self.accepted(timeout)
+        sent = await self._about(command, self.id, self.instance_id, {} if reason is None else {"reason": reason})
+        return await sent.accepted(timeout)
 
     async def record(self) -> dict[str, Any] | None:
         """The operation as the read model shows it; None while it does not know it yet."""
@@ -165,7 +199,7 @@ class Operation:
         if outcome is Outcome.FAILED:
             raise failure_of(record)
         if outcome is Outcome.CANCELLED:
-            raise OperationCancelled(f"operation {self.id} was cancelled")
+            raise OperationCancelled(_cancelled(self.id, record))
         return None
 
 
@@ -180,6 +214,12 @@ def failure_of(record: dict[str, Any]) -> ClientError:
     if isinstance(error, dict):
         return OperationFailed(str(error.get("code", "failed")), str(error.get("message", "")))
     return OperationFailed(str(record.get("code") or "failed"), str(error or "no error was recorded"))
+
+
+def _cancelled(operation_id: str, record: dict[str, Any]) -> str:
+    error = record.get("error")
+    by = f": {error['message']}" if isinstance(error, dict) and error.get("message") else ""
+    return f"operation {operation_id} was cancelled{by}"
 
 
 def progress_of(record: dict[str, Any]) -> Progress:

@@ -69,6 +69,14 @@ class SyncOperation:
         """Wait for the end."""
         return self._loop.run(self._operation.done(timeout))
 
+    def cancel(self, reason: str | None = None, timeout: float = 30.0) -> Decision:
+        """Have it ended and undone."""
+        return self._loop.run(self._operation.cancel(reason, timeout))
+
+    def retry(self, reason: str | None = None, timeout: float = 30.0) -> Decision:
+        """Have what it waits for tried now."""
+        return self._loop.run(self._operation.retry(reason, timeout))
+
     def progress(self, timeout: float | None = None) -> Iterator[Progress]:
         """Each change of the progress until the end."""
         yield from _drain(self._loop, self._operation.progress(timeout))
@@ -115,6 +123,10 @@ class SyncTaskManager:
     migrate = _blocking(TaskManager.migrate)
     stop_instance = _blocking(TaskManager.stop_instance)
     start_instance = _blocking(TaskManager.start_instance)
+    cancel_operation = _blocking(TaskManager.cancel_operation)
+    retry_operation = _blocking(TaskManager.retry_operation)
+    skip_step = _blocking(TaskManager.skip_step)
+    abandon_operation = _blocking(TaskManager.abandon_operation)
 
     def operation(self, command_id: UUID | str) -> SyncOperation:
         """The handle of a command published before."""

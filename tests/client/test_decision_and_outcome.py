@@ -62,6 +62,34 @@ async def test_the_decision_can_be_asked_for(manager: TaskManager, responder: Re
     assert [(q["command_id"], q["for"]) for q in asked] == [(handle.id, "decision")] * 3
 
 
+async def test_the_handle_cancels_and_retries_what_it_stands_for(manager: TaskManager, responder: Responder) -> None:
+    responder.on_command = lambda body: decided(body["command_id"])
+    handle = await manager.restart(INSTANCE)
+    assert (await handle.cancel("by mistake")).accepted
+    assert (await handle.retry()).accepted
+    _, cancel, retry = responder.commands
+    assert cancel[0].endswith(f".{INSTANCE}.cancel_operation")
+    assert cancel[1]["args"] == {"operation_id": handle.id, "reason": "by mistake"}
+    assert retry[0].endswith(f".{INSTANCE}.retry_operation")
+    assert retry[1]["args"] == {"operation_id": handle.id}
+
+
+async def test_a_cancel_that_is_refused_says_why(manager: TaskManager, responder: Responder) -> None:
+    why: dict[str, Any] = {"accepted": False, "code": "forbidden_state", "reason": "it has nothing that undoes it"}
+    responder.on_command = lambda body: decided(body["command_id"], **(why if body["args"].get("operation_id") else {}))
+    handle = await manager.restart(INSTANCE)
+    with pytest.raises(Rejected, match="nothing that undoes it"):
+        await handle.cancel()
+
+
+async def test_a_cancelled_operation_says_by_whom(manager: TaskManager, responder: Responder) -> None:
+    error = {"code": "cancelled", "message": "cancelled by bob: wrong host"}
+    responder.answers["commands", "get"] = lambda q: decided(q["command_id"]) | record("cancelled", error=error)
+    handle = await manager.migrate(INSTANCE)
+    with pytest.raises(OperationCancelled, match="was cancelled: cancelled by bob: wrong host"):
+        await handle.done(30)
+
+
 async def test_a_refusal_carries_code_and_reason(manager: TaskManager, responder: Responder) -> None:
     responder.on_command = lambda body: decided(
         body["command_id"], accepted=False, code="conflict", reason="resize_volume is running"

@@ -109,6 +109,31 @@ async def test_each_command_arrives_as_the_engine_decodes_it(
     msgspec.convert(envelope.args, COMMANDS["instance", call])
 
 
+@pytest.mark.parametrize(
+    ("call", "more", "wire"),
+    [
+        ("cancel_operation", {"reason": "by mistake"}, {"reason": "by mistake"}),
+        ("retry_operation", {}, {}),
+        ("skip_step", {"facts": {"port": 5432}}, {"facts": {"port": 5432}}),
+        ("skip_step", {"facts": {}, "reason": "by hand"}, {"facts": {}, "reason": "by hand"}),
+        ("abandon_operation", {"reason": "enough"}, {"reason": "enough"}),
+    ],
+)
+async def test_a_command_about_an_operation_goes_to_the_instance_that_it_runs_on(
+    manager: TaskManager, responder: Responder, call: str, more: dict[str, Any], wire: dict[str, Any]
+) -> None:
+    operation_id = str(uuid4())
+    responder.answers["operations", "get"] = lambda q: {"id": q["operation_id"], "instance_id": str(INSTANCE)}
+    await getattr(manager, call)(operation_id, **more)
+    await getattr(manager, call)(operation_id, **more, instance_id=INSTANCE)
+    await responder.wait_for(lambda: len(responder.commands) == 2)
+    assert responder.questions == [("operations.get", {"operation_id": operation_id})]
+    for subject, body, _ in responder.commands:
+        assert subject.endswith(f".instance.{INSTANCE}.{call}")
+        assert body["args"] == {"operation_id": operation_id, **wire}
+        msgspec.convert(body["args"], COMMANDS["instance", call])
+
+
 async def test_what_is_not_asked_for_is_not_sent(manager: TaskManager, responder: Responder) -> None:
     await manager.create_instance(INSTANCE, "a", "small", None, [], [], "redis", None, 1)
     await responder.wait_for(lambda: bool(responder.commands))

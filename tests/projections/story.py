@@ -14,6 +14,7 @@ from eventsourcing.persistence import StoredEvent as LibraryStoredEvent
 from aggregates.base import Context, Failure, Refusal
 from aggregates.catalogue import Catalogue, Datastore, Flavor
 from aggregates.commands import (
+    INTERVENTIONS,
     Command,
     CreateInstance,
     DeleteInstance,
@@ -224,6 +225,13 @@ class Story:
         assert owed is not None
         self.note(instance_id, "OperationParked", effect=owed.effect.type_name, code="forbidden", message="403")
 
+    def intervene(self, instance_id: UUID, name: str, **arguments: Any) -> UUID:
+        """A command about the operation that runs, or about one that never was; its id."""
+        instance = self.instances[instance_id]
+        running = instance.operation.id if instance.operation is not None else UUID(int=0)
+        command = INTERVENTIONS[name](**{"operation_id": running, **arguments})
+        return self.command(instance_id, command, project=instance.project, actor="bob")
+
     def health(self, instance_id: UUID, health: HealthStatus) -> None:
         """The instance's health is this one now."""
         known = self.healths.get(instance_id)
@@ -271,6 +279,8 @@ class Story:
         instance = self.instances[instance_id]
         if dice < 0.2:
             self.command(instance_id, self.random.choice(commands), project=instance.project, actor="bob")
+        elif dice < 0.23:
+            self.intervene(instance_id, self.random.choice(sorted(INTERVENTIONS)))
         elif dice < 0.25:
             self.health(instance_id, self.random.choice(list(HealthStatus)))
         elif instance.owes() is None:

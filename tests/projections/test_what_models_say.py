@@ -12,7 +12,7 @@ import pytest
 
 from aggregates import health, instance_events, quota, record
 from aggregates.base import Event
-from aggregates.commands import DeleteInstance, ReleaseQuota, ResizeVolume, Restart, StopInstance
+from aggregates.commands import DeleteInstance, Migrate, ReleaseQuota, ResizeVolume, Restart, StopInstance
 from aggregates.health import HealthStatus
 from aggregates.obligations import quota_id
 from engine.messages import Outcome
@@ -189,6 +189,77 @@ def test_a_deletion_cancels_the_operation_that_ran(story: Story, seen: Seen) -> 
     story.settle(instance_id)
     assert the_operation(seen, operation.id).outcome is Outcome.CANCELLED
     assert the_operation(seen, deletion).outcome is Outcome.DONE
+
+
+def test_a_cancelled_operation_says_so_once_it_is_undone_and_by_which_command(story: Story, seen: Seen) -> None:
+    instance_id = story.create()
+    story.settle(instance_id)
+    operation_id = story.command(instance_id, Migrate())
+    story.until(instance_id, "migrate_agent")
+    by = story.intervene(instance_id, "cancel_operation", reason="wrong host")
+    running = the_operation(seen, operation_id)
+    assert (running.outcome, running.cancelled_by, running.state) == (Outcome.RUNNING, by, "undo_migrate_server")
+    story.settle(instance_id)
+    ended = the_operation(seen, operation_id)
+    assert (ended.outcome, ended.cancelled_by) == (Outcome.CANCELLED, by)
+    error = Error(code="cancelled", message="cancelled by bob: wrong host", state="migrate_agent")
+    assert ended.failure == error
+    assert (the_command(seen, operation_id).outcome, the_command(seen, by).outcome) == ("cancelled", "done")
+    instance = the_instance(seen, instance_id)
+    assert (instance.status, instance.last_command, instance.last_actor) == ("ACTIVE", "cancel_operation", "bob")
+
+
+def test_a_retry_clears_what_parked_and_counts_tries_anew(story: Story, seen: Seen) -> None:
+    instance_id = story.create()
+    story.settle(instance_id)
+    operation_id = story.command(instance_id, DeleteInstance())
+    story.stumble(instance_id, 7)
+    story.park(instance_id)
+    story.intervene(instance_id, "retry_operation")
+    answer = the_operation(seen, operation_id)
+    assert (answer.parked, answer.attempts, answer.retry_at, answer.outcome) == (False, 0, None, Outcome.RUNNING)
+    assert not the_instance(seen, instance_id).parked
+
+
+def test_a_skipped_step_is_passed_and_whose_word_it_was_is_shown(story: Story, seen: Seen) -> None:
+    instance_id = story.create()
+    story.settle(instance_id)
+    operation_id = story.command(instance_id, DeleteInstance())
+    story.until(instance_id, "delete_volume")
+    story.park(instance_id)
+    story.intervene(instance_id, "skip_step", reason="removed by hand")
+    instance = the_instance(seen, instance_id)
+    assert (instance.parked, instance.last_command, instance.last_actor) == (False, "skip_step", "bob")
+    story.settle(instance_id)
+    assert the_operation(seen, operation_id).outcome is Outcome.DONE
+
+
+def test_an_abandoned_operation_has_failed_even_if_it_was_cancelled_before(story: Story, seen: Seen) -> None:
+    instance_id = story.create()
+    operation_id = the_instance(seen, instance_id).operation_id
+    assert operation_id is not None
+    story.until(instance_id, "build_server")
+    story.intervene(instance_id, "cancel_operation")
+    story.park(instance_id)
+    story.intervene(instance_id, "abandon_operation", reason="enough")
+    ended = the_operation(seen, operation_id)
+    assert (ended.outcome, ended.parked) == (Outcome.FAILED, False)
+    assert ended.failure is not None
+    assert ended.failure.code == "abandoned"
+    instance = the_instance(seen, instance_id)
+    assert (instance.status, instance.operation_id, instance.parked) == ("ERROR", None, False)
+
+
+def test_an_intervention_is_told_in_the_history_with_who_sent_it_and_why(story: Story, seen: Seen) -> None:
+    instance_id = story.create()
+    story.until(instance_id, "build_server")
+    story.intervene(instance_id, "cancel_operation", reason="by mistake")
+    found = history.LISTING.page(
+        seen(), "blue", ListRequest(filter={"instance_id": str(instance_id), "name": "CancelRequested"})
+    )
+    (told,) = found.items
+    assert (told.actor, told.command) == ("bob", "cancel_operation")
+    assert told.sentence == "bob cancelled the operation in build_server (by mistake); next: undo_build_server."
 
 
 def test_a_deletion_is_done_when_all_is_gone_though_the_clean_stop_failed(story: Story, seen: Seen) -> None:
