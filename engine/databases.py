@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from uuid import uuid4
 
 import psycopg
 from eventsourcing.persistence import IntegrityError, InterfaceError, InternalError, OperationalError, PersistenceError
@@ -24,6 +25,7 @@ from psycopg.rows import DictRow
 CALL = 30.0  # for one call; PostgreSQL itself ends a statement by then
 CUT_AFTER = CALL + 5.0  # when it does not, because it was stopped or the network is gone
 CONNECT = 5.0
+APPLICATION = "holdfast-"  # what our connections are called at the server, before the name of the session
 _LOOK = 1.0
 
 # PostgreSQL's words for what passes, under a class that is else a defect: a transaction that idled (we were stopped),
@@ -142,9 +144,13 @@ class _Deadlines:
 
 
 class BoundedPostgresDatastore(PostgresDatastore):
-    """A datastore whose calls end: by the server's own timeouts, or cut off when it does not answer."""
+    """A datastore whose calls end: by the server's own timeouts, or cut off when it does not answer.
+
+    `session` names its connections at the server, so that others can have them ended there.
+    """
 
     def __init__(self, *, dbname: str, host: str, port: int, user: str, password: str, schema: str) -> None:
+        self.session = uuid4().hex
         self._deadlines = _Deadlines(CUT_AFTER)
         super().__init__(
             dbname=dbname,
@@ -162,7 +168,7 @@ class BoundedPostgresDatastore(PostgresDatastore):
         )
         self.pool.kwargs = {
             **(self.pool.kwargs if isinstance(self.pool.kwargs, dict) else {}),
-            "application_name": "holdfast",
+            "application_name": f"{APPLICATION}{self.session}",
             "connect_timeout": int(CONNECT),
             "options": f"-c statement_timeout={int(CALL * 1000)}",
             # A machine that vanished says nothing.

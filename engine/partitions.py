@@ -25,7 +25,7 @@ import msgspec
 import nats.errors
 import nats.js.errors
 import structlog
-from eventsourcing.persistence import InterfaceError, OperationalError
+from eventsourcing.persistence import PersistenceError
 from nats.aio.client import Client
 from nats.js.api import KeyValueConfig, StorageType
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
@@ -33,6 +33,7 @@ from nats.js.kv import KeyValue
 
 from engine.broker import COMMAND_STREAM, partition_of
 from engine.clock import Now, monotonic, utc_now
+from engine.databases import StoreUnavailableError
 from engine.messages import PARTITIONS
 from engine.recorders import Fence, RangeRow
 from engine.store import EventStore, LostOwnership
@@ -166,7 +167,7 @@ class Leases(Ownership):
         now: Now = utc_now,
     ) -> None:
         super().__init__({})
-        self.id = uuid4().hex
+        self.id = store.session  # so that whoever follows on a worker can cut it off from the store
         self._stream = client.jetstream(timeout=CALL)
         self._store = store
         self._running = running
@@ -174,6 +175,7 @@ class Leases(Ownership):
         self._owner = f"{self.id}@{_place()}"
         self._lease: _Lease | None = None
         self._leaving: frozenset[str] = frozenset()
+        self._seen: set[str] = set()
         self._looking = asyncio.Event()
         self._handing_over: set[asyncio.Task[None]] = set()
 
@@ -317,6 +319,7 @@ class Leases(Ownership):
         if fenced:
             log.warning("ranges_taken_from_us", worker=self.id, ranges=_ordered(fenced))
             self._drop(fenced)
+        await self._cut_off(rows.values(), living, lease)
         wanted = share_out(living)
         ours = [name for name in RANGES if wanted[name] == self.id]
         await self._take({n: rows.get(n, _NOBODYS) for n in ours if n not in self.held}, living, lease)
@@ -326,6 +329,16 @@ class Leases(Ownership):
             task = asyncio.create_task(self._hand_over(leaving), name="hand-over")
             self._handing_over.add(task)
             task.add_done_callback(self._handing_over.discard)
+
+    async def _cut_off(self, rows: Collection[RangeRow], living: set[str], lease: _Lease) -> None:
+        """Whoever does not live any more may stand still inside a transaction, and would hold up everybody."""
+        if monotonic() < lease.since + TTL:
+            return
+        owners = {_id_of(row.owner) for row in rows if row.owner is not None}
+        gone = (owners | self._seen) - living
+        self._seen = living
+        if gone:
+            await self._store.cut_off(gone)
 
     async def _take(self, rows: Mapping[str, RangeRow], living: set[str], lease: _Lease) -> None:
         free = {name: row.epoch for name, row in rows.items() if self._is_free(row, living, lease)}
@@ -351,7 +364,7 @@ class Leases(Ownership):
             return True
         if _died(row.owner):
             return True
-        return row.owner.partition("@")[0] not in living and monotonic() >= lease.since + TTL
+        return _id_of(row.owner) not in living and monotonic() >= lease.since + TTL
 
     async def _hand_over(self, ranges: Collection[str]) -> None:
         """Stop in order there, then let go."""
@@ -401,7 +414,7 @@ _STREAM = f"KV_{BUCKET}"
 _SUBJECTS = f"$KV.{BUCKET}"
 _NOBODYS = RangeRow()
 _BROKER_AWAY = (nats.errors.Error, OSError, TimeoutError)
-_STORE_AWAY = (OperationalError, InterfaceError)
+_STORE_AWAY = (PersistenceError, StoreUnavailableError)
 
 
 def share_out(members: Collection[str]) -> dict[str, str]:
@@ -427,6 +440,10 @@ def _rank(member: str, name: str) -> bytes:
 
 def _ordered(ranges: Iterable[str]) -> list[str]:
     return [name for name in RANGES if name in set(ranges)]
+
+
+def _id_of(owner: str) -> str:
+    return owner.partition("@")[0]
 
 
 def _place() -> str:

@@ -8,17 +8,19 @@ The index `owing` follows from the events alone; it only spares a scan of the lo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 import msgspec
 from eventsourcing.persistence import IntegrityError, StoredEvent, Tracking
-from eventsourcing.postgres import PostgresAggregateRecorder, PostgresDatastore, PostgresProcessRecorder
+from eventsourcing.postgres import PostgresAggregateRecorder, PostgresProcessRecorder
 from eventsourcing.sqlite import SQLiteAggregateRecorder, SQLiteCursor, SQLiteProcessRecorder
 from psycopg import Cursor
 from psycopg.rows import DictRow
 from psycopg.sql import SQL, Identifier
+
+from engine.databases import APPLICATION, BoundedPostgresDatastore
 
 
 class OwingChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +77,8 @@ def _assert_fences(fences: Sequence[Fence], epochs: Mapping[str, int]) -> None:
 class SQLiteEventRecorder(SQLiteProcessRecorder):
     """Events, positions and the owing index in one SQLite file."""
 
+    session = ""
+
     def construct_create_table_statements(self) -> list[str]:
         """The library's tables and the index of owing aggregates."""
         return [
@@ -122,6 +126,11 @@ class SQLiteEventRecorder(SQLiteProcessRecorder):
                 )
                 found.update(UUID(row[0]) for row in c.fetchall())
         return found
+
+    def cut_off(self, sessions: Collection[str]) -> int:
+        """There are no others."""
+        del sessions
+        return 0
 
     def select_positions(self, names: Sequence[str]) -> dict[str, int]:
         """The positions recorded under the names."""
@@ -171,12 +180,13 @@ class PostgresEventRecorder(PostgresProcessRecorder):
 
     def __init__(
         self,
-        datastore: PostgresDatastore,
+        datastore: BoundedPostgresDatastore,
         *,
         events_table_name: str = "stored_events",
         tracking_table_name: str = "notification_tracking",
     ) -> None:
         super().__init__(datastore, events_table_name=events_table_name, tracking_table_name=tracking_table_name)
+        self.session = datastore.session
         self._owing = Identifier(datastore.schema, "owing")
         self.sql_create_statements.append(
             SQL("CREATE TABLE IF NOT EXISTS {0} (aggregate_id uuid PRIMARY KEY, part integer NOT NULL)").format(
@@ -265,6 +275,19 @@ class PostgresEventRecorder(PostgresProcessRecorder):
             for fence in held:
                 curs.execute(SQL(_RELEASE.replace("{1}", "%s")).format(self._ranges), (fence.range, fence.epoch, owner))
 
+    def cut_off(self, sessions: Collection[str]) -> int:
+        """End other processes' connections; how many there were. What they had not committed is undone.
+
+        A process that stands still inside its transaction holds its locks; no timeout of the server's ends it as long
+        as more of what was sent in one go could come.
+        """
+        with self.datastore.transaction() as curs:
+            curs.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = ANY(%s)",
+                ([f"{APPLICATION}{session}" for session in sessions],),
+            )
+            return len(curs.fetchall())
+
     def _wait_briefly(self, curs: Cursor[DictRow]) -> None:
         curs.execute(SQL("SET LOCAL lock_timeout = '{0}s'").format(_TAKEOVER_WAITS))
 
@@ -278,3 +301,29 @@ def snapshot_recorder(beside: EventRecorder) -> SnapshotRecorder:
     if isinstance(beside, SQLiteEventRecorder):
         return SQLiteAggregateRecorder(beside.datastore, events_table_name="stored_snapshots")
     return PostgresAggregateRecorder(beside.datastore, events_table_name="stored_snapshots")
+
+
+_CREATING = 0x686F6C64  # PostgreSQL's advisory lock of whoever makes the tables
+
+
+def create_tables(recorder: EventRecorder) -> None:
+    """Make the tables that are missing; of several processes that start at once, one after the other.
+
+    Where none is missing nothing is locked, so that one can start while another stands still inside its transaction.
+    """
+    snapshots = snapshot_recorder(recorder)
+    if isinstance(recorder, SQLiteEventRecorder):
+        recorder.create_table()
+        snapshots.create_table()
+        return
+    tables = (recorder.events_table_name, recorder.tracking_table_name, "owing", "ranges", snapshots.events_table_name)
+    with recorder.datastore.transaction() as curs:
+        curs.execute("SELECT pg_advisory_xact_lock(%s)", (_CREATING,))
+        curs.execute(
+            "SELECT count(*) AS there FROM pg_tables WHERE schemaname = %s AND tablename = ANY(%s)",
+            (recorder.datastore.schema, list(tables)),
+        )
+        row = curs.fetchone()
+        if row is None or row["there"] < len(tables):
+            recorder.create_table()
+            snapshots.create_table()

@@ -12,7 +12,7 @@ import asyncio
 import fcntl
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -47,6 +47,7 @@ from engine.recorders import (
     PostgresEventRecorder,
     RangeRow,
     SQLiteEventRecorder,
+    create_tables,
     snapshot_recorder,
 )
 
@@ -337,6 +338,17 @@ class EventStore:
         """Whether several processes may write it, and so must share out the partitions."""
         return not isinstance(self._recorder, SQLiteEventRecorder)
 
+    @property
+    def session(self) -> str:
+        """What its connections are known by, where there are others'."""
+        return self._recorder.session
+
+    async def cut_off(self, sessions: Collection[str]) -> None:
+        """End the connections of processes that no longer act, so that they hold no locks and commit nothing."""
+        ended = await asyncio.get_running_loop().run_in_executor(self._taker, self._recorder.cut_off, sessions)
+        if ended:
+            log.warning("connections_cut_off", sessions=sorted(sessions), connections=ended)
+
     async def ranges(self) -> dict[str, RangeRow]:
         """Who owns which range of partitions."""
         return await self._reading(self._recorder.select_ranges)
@@ -456,8 +468,7 @@ def _recorder(url: str, *, create: bool) -> EventRecorder:
     else:
         raise ValueError(f"an event store's URL begins with sqlite: or postgresql:, not {parts.scheme!r}")
     if create:
-        recorder.create_table()
-        snapshot_recorder(recorder).create_table()
+        create_tables(recorder)
     return recorder
 
 
