@@ -42,6 +42,7 @@ ANSWER = 5.0  # seconds that the agent may hold an answer back
 SLACK = 3.0  # seconds more before the request counts as lost
 SILENCE = 60.0  # seconds without any answer after which the try counts as failed
 POLL = 0.15
+ASKED_PER_SECOND = 500.0  # of many agents that are waited for, each is asked the less often
 
 
 class Secrets(Protocol):
@@ -75,9 +76,17 @@ class Guests:
     def __init__(self, client: Requests, secrets: Secrets) -> None:
         self._client = client
         self._secrets = secrets
+        self._waited_for = 0
 
     async def pay(self, effect: GuestEffect, key: str) -> Mapping[str, Any]:
         """Bring it about through the agent. Raises `TransientError` or `FinalError`."""
+        self._waited_for += 1
+        try:
+            return await self._pay(effect, key)
+        finally:
+            self._waited_for -= 1
+
+    async def _pay(self, effect: GuestEffect, key: str) -> Mapping[str, Any]:
         match effect:
             case PrepareDatabase():
                 return await self._call(effect, GuestVerb.PREPARE, key, await self._prepare_args(effect))
@@ -137,7 +146,7 @@ class Guests:
                 if moment - heard > min(SILENCE, effect.patience):
                     silence = f"no answer from the guest agent for {moment - heard:.0f} s"
                     raise TransientError("guest_unreachable", silence)
-                await asyncio.sleep(POLL)
+                await asyncio.sleep(self._pause())
                 continue
             heard = moment
             if reply.state is GuestState.DONE:
@@ -147,6 +156,10 @@ class Guests:
                 raise error("guest_error", reply.error or f"{verb} failed")
             if moment - begun > effect.patience:
                 raise TransientError("guest_timeout", f"{verb} was not finished within {effect.patience:.0f} s")
+            await asyncio.sleep(max(0.0, self._pause() - ANSWER))
+
+    def _pause(self) -> float:
+        return max(POLL, self._waited_for / ASKED_PER_SECOND)
 
     async def _ask(self, effect: GuestEffect, verb: GuestVerb, request: GuestRequest) -> GuestReply | None:
         """One request; None when no answer came."""
@@ -174,6 +187,6 @@ class Guests:
                     return
                 if status == "FAILED":
                     raise FinalError("guest_error", f"the guest reports {status}: {reply.error or 'see its log'}")
-            await asyncio.sleep(POLL)
+            await asyncio.sleep(self._pause())
         what = "did not become healthy" if healthy else "did not answer"
         raise TransientError("guest_timeout", f"the guest {what} within {SILENCE:.0f} s; last report: {status}")

@@ -181,7 +181,7 @@ class _Process:
         await require_durable(client.jetstream(), embedded=broker is not None, declared=settings.durable_broker)
         vault = Vault(self.state.vault)
         cloud, guests = self._cloud(client, broker, vault)
-        return Worker(client, store, cloud, guests, vault, in_flight=settings.in_flight).run()
+        return Worker(client, store, cloud, guests, vault).run()
 
     def _cloud(self, client: Client, broker: EmbeddedBroker | None, vault: Vault) -> tuple[Cloud, GuestPort]:
         settings = self._settings
@@ -200,6 +200,7 @@ class _Process:
             datastores=available(),
             run_as=settings.run_as,
             mount="auto" if settings.mount else "never",
+            in_flight=settings.in_flight,
         )
         return local, Guests(client, vault)
 

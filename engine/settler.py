@@ -53,7 +53,6 @@ class Settler(Listener):
         pay: Pay,
         *,
         ownership: Ownership | None = None,
-        limit: int = 64,
         latest_effect: timedelta = timedelta(0),
         now: Now = utc_now,
         jitter: Callable[[], float] = random.random,
@@ -65,7 +64,6 @@ class Settler(Listener):
         self._latest_effect = latest_effect
         self._now = now
         self._jitter = jitter
-        self._slots = asyncio.Semaphore(limit)
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._changed: dict[UUID, asyncio.Event] = {}
         self._again: set[UUID] = set()
@@ -215,12 +213,11 @@ class Settler(Listener):
 
     async def _step(self, owed: Obligation, deadline: datetime | None) -> None:
         crash_points.reach("before_effect", owed.state)
-        async with self._slots:
-            if not self._ownership.serves(range_of_aggregate(owed.aggregate_id)):
-                return
-            if self._changed[owed.aggregate_id].is_set():
-                return  # while it waited for its turn
-            outcome = await self._paid(owed, deadline)
+        if not self._ownership.serves(range_of_aggregate(owed.aggregate_id)):
+            return
+        if self._changed[owed.aggregate_id].is_set():
+            return  # since it was looked at
+        outcome = await self._paid(owed, deadline)
         crash_points.reach("after_effect", owed.state)
         async with self._hot.turn(owed.aggregate_id) as turn:
             aggregate = turn.aggregate

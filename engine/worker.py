@@ -30,7 +30,6 @@ from engine.tasks import run_together
 
 log = structlog.get_logger(__name__)
 
-IN_FLIGHT = 64  # effects towards the cloud and its guests at once
 CATALOGUE_AGE = 60.0  # seconds after which the cloud is asked again what it offers
 
 
@@ -48,7 +47,6 @@ class Worker:
         guests: GuestPort,
         vault: Vault,
         *,
-        in_flight: int = IN_FLIGHT,
         ownership: Ownership | None = None,
         now: Now = utc_now,
         jitter: Callable[[], float] = random.random,
@@ -58,7 +56,6 @@ class Worker:
         self._cloud = cloud
         self._guests = guests
         self._vault = vault
-        self._in_flight = in_flight
         self._ownership = ownership
         self._now = now
         self._jitter = jitter
@@ -83,7 +80,6 @@ class Worker:
             hot,
             payer.pay,
             ownership=ownership,
-            limit=self._in_flight,
             latest_effect=self._cloud.latest_effect,
             now=self._now,
             jitter=self._jitter,

@@ -53,7 +53,7 @@ Cloud = Annotated[
         "simulated cloud in a process of its own, started by python -m engine.clouds.simulated.",
     ),
 ]
-InFlight = Annotated[int, typer.Option(help="Effects towards the cloud at once.", min=1)]
+InFlight = Annotated[int, typer.Option(help="Calls to the cloud at once.", min=1)]
 RunAs = Annotated[str | None, typer.Option(help="user-id:group-id of the guests when started by root.")]
 JsonLog = Annotated[bool, typer.Option("--json-log", help="Log in JSON.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Log more.")]

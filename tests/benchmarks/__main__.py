@@ -29,6 +29,8 @@ BENCHMARKS: dict[str, Callable[[Scale], Awaitable[list[Figure]]]] = {
     "live": way_of_a_command.live,
     "backlog": way_of_a_command.backlog,
     "idle": way_of_a_command.idle,
+    "accepting": way_of_a_command.accepting,
+    "in-flight": way_of_a_command.in_flight,
     "operations": way_of_a_command.operations,
     "create": create_postgresql.create,
     "replay": replay.replay,

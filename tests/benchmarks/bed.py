@@ -37,7 +37,8 @@ STARTED_WITHIN = 60.0
 class Reached(msgspec.Struct, kw_only=True):
     """What a worker says when it has come so far: moments of the monotonic clock, events in each transaction.
 
-    `cpu`: seconds of the processor that it has used by then, in all its threads.
+    `cpu`: seconds of the processor that it has used by then, in all its threads. `preparing`: instances whose database
+    came to be prepared. `memory`: bytes of it that are resident when it answers.
     """
 
     started: float
@@ -46,6 +47,8 @@ class Reached(msgspec.Struct, kw_only=True):
     active: int
     batches: list[int]
     cpu: float
+    preparing: int = 0
+    memory: int = 0
 
 
 class Publisher(msgspec.Struct, frozen=True):
@@ -91,13 +94,15 @@ class Bed:
         return self.directory / f"events-{self._stores}.db"
 
     @asynccontextmanager
-    async def worker(self, store: Path, profile: Path | None = None) -> AsyncIterator[None]:
-        """A worker in a process of its own, which has started; ended at the end."""
-        arguments = ["--profile", str(profile)] if profile is not None else []
+    async def worker(self, store: Path | str, profile: Path | None = None, *arguments: str) -> AsyncIterator[None]:
+        """A worker in a process of its own, which has started; ended at the end. `store`: a path, or the URL."""
+        if profile is not None:
+            arguments = (*arguments, "--profile", str(profile))
+        url = f"sqlite://{store}" if isinstance(store, Path) else store
         async with process(
             self.directory / "worker.log",
             "tests.benchmarks.worker_process",
-            *("--url", self.broker.url, "--seed", str(self.broker.users.seed("worker")), "--store", str(store)),
+            *("--url", self.broker.url, "--seed", str(self.broker.users.seed("worker")), "--store", url),
             *arguments,
         ):
             await self.ask("echo")
@@ -119,7 +124,7 @@ class Bed:
                 await asyncio.sleep(0.02)
 
     async def reached(self, within: float = 600.0, **goal: int) -> Reached:
-        """Wait until the worker has decided so many `records` or brought so many instances to `active`."""
+        """Wait until the worker has decided so many `records`, or brought so many to be `preparing` or `active`."""
         return msgspec.json.decode(await self.ask("reached", msgspec.json.encode(goal), within), type=Reached)
 
 

@@ -1,6 +1,7 @@
-"""The floor of the event store: the same rows, in the same transactions, put into SQLite by hand.
+"""The floor of the event store: the same rows, in the same transactions, put into the same database by hand.
 
-Same pragmas as the store's, one fsync for each transaction; neither aggregates nor mapping nor a broker.
+With SQLite the pragmas are the store's, with PostgreSQL it is the same server; one fsync for each transaction, neither
+aggregates nor mapping nor a broker.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import msgspec
+import psycopg
 
 _TABLE = (
     "CREATE TABLE stored_events (originator_id TEXT, originator_version INTEGER, topic TEXT, state BLOB, "
@@ -46,3 +48,23 @@ def commit_again(store: Path, batches: Sequence[int]) -> Spent:
     for left in target.parent.glob(f"{target.name}*"):
         left.unlink()
     return spent
+
+
+def commit_again_in_postgres(url: str, schema: str, batches: Sequence[int]) -> Spent:
+    """The same with a schema of a PostgreSQL server."""
+    with psycopg.connect(url, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute(f"SET search_path TO {schema}")
+        rows = cursor.execute(
+            "SELECT originator_id, originator_version, topic, state FROM stored_events ORDER BY notification_id"
+        ).fetchall()
+        cursor.execute(
+            "CREATE TABLE raw_events (originator_id uuid, originator_version bigint, topic text, state bytea, "
+            "PRIMARY KEY (originator_id, originator_version))"
+        )
+        began, used = time.monotonic(), time.thread_time()
+        start = 0
+        for size in batches:
+            with connection.transaction():
+                cursor.executemany("INSERT INTO raw_events VALUES (%s, %s, %s, %s)", rows[start : start + size])
+            start += size
+        return Spent(time.monotonic() - began, time.thread_time() - used)

@@ -1,7 +1,9 @@
 """A worker in a process of its own around the simulated cloud, which says how far it has come.
 
-It is composed as in production; beside it stands only a listener that counts. With `--profile` the interpreter's
-profiler runs in every thread, which makes it several times slower: such a run shows where the time goes, not how much.
+It is composed as in production; beside it stands only a listener that counts. Its agents can be told to take for ever
+over preparing a database, and its cloud to take some time over each call, so that operations stay in flight. With
+`--profile` the interpreter's profiler runs in every thread, which makes it several times slower: such a run shows where
+the time goes, not how much.
 """
 
 from __future__ import annotations
@@ -19,13 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 from nats.aio.msg import Msg
 
 from aggregates.record import Decided
 from engine import logs
 from engine.broker import BrokerSettings, connect
 from engine.clouds.simulated import SimulatedCloud, SimulatedGuests
+from engine.clouds.simulated.guests import Answer as Answered
+from engine.clouds.simulated.guests import SimulatedAgents
 from engine.credentials import inbox_prefix
+from engine.guests import Answer, Requests
+from engine.messages import GuestReply, GuestRequest, GuestState, GuestVerb
 from engine.store import open_store
 from engine.tasks import run_together
 from engine.worker import Worker
@@ -45,6 +52,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.reached = Reached(started=time.monotonic(), at=0.0, records=0, active=0, batches=[], cpu=0.0)
+        self._resident = psutil.Process()
         self._cpu = time.process_time()
         self._changed = asyncio.Event()
 
@@ -58,8 +66,10 @@ class Tally:
         for event in events:
             if isinstance(event, Decided):
                 self.reached.records += 1
-            elif getattr(event, "state", None) == "ACTIVE":
+            elif (state := getattr(event, "state", None)) == "ACTIVE":
                 self.reached.active += 1
+            elif state == "build_database":
+                self.reached.preparing += 1
         self._changed.set()
 
     async def wait(self, goal: dict[str, int]) -> Reached:
@@ -67,13 +77,28 @@ class Tally:
         while any(getattr(self.reached, name) < number for name, number in goal.items()):
             self._changed.clear()
             await self._changed.wait()
+        self.reached.memory = self._resident.memory_info().rss
         return self.reached
 
 
-async def serve(url: str, seed: Path, store_path: Path) -> None:
+class Unhurried:
+    """Agents that never come to the end of preparing a database, and say so as often as they are asked."""
+
+    def __init__(self, agents: Requests) -> None:
+        self._agents = agents
+
+    async def request(self, subject: str, payload: bytes, timeout: float) -> Answer:
+        """Ask one of them."""
+        if not subject.endswith(f".{GuestVerb.PREPARE}"):
+            return await self._agents.request(subject, payload, timeout)
+        await asyncio.sleep(msgspec.json.decode(payload, type=GuestRequest).wait)
+        return Answered(msgspec.json.encode(GuestReply(state=GuestState.RUNNING)))
+
+
+async def serve(url: str, seed: Path, store_url: str, latency: float, *, unhurried: bool) -> None:
     """Work until SIGTERM."""
     client = await connect(BrokerSettings(url=url, seed_file=seed), name="worker", inbox_prefix=inbox_prefix("worker"))
-    store = open_store(f"sqlite://{store_path}")
+    store = open_store(store_url)
     store.start()
     tally = Tally()
     store.listen(tally)
@@ -89,7 +114,10 @@ async def serve(url: str, seed: Path, store_path: Path) -> None:
 
     await client.subscribe(f"{CONTROL}.reached", cb=reached)
     await client.subscribe(f"{CONTROL}.echo", cb=echo)
-    worker = Worker(client, store, SimulatedCloud(latest_effect=timedelta(0)), SimulatedGuests(), NoSecrets())
+    agents: Requests = SimulatedAgents()
+    cloud = SimulatedCloud(latency=latency, latest_effect=timedelta(0))
+    guests = SimulatedGuests(agents=Unhurried(agents) if unhurried else agents)
+    worker = Worker(client, store, cloud, guests, NoSecrets())
     tally.reached.started = time.monotonic()
     try:
         await run_together(worker=worker.run(), told=_told())
@@ -143,14 +171,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--url", required=True)
     parser.add_argument("--seed", type=Path, required=True)
-    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--latency", type=float, default=0.0)
+    parser.add_argument("--unhurried", action="store_true")
     parser.add_argument("--profile", type=Path)
     arguments = parser.parse_args()
     logs.configure()
     profiler = Profiler() if arguments.profile is not None else None
     if profiler is not None:
         profiler.start()
-    asyncio.run(serve(arguments.url, arguments.seed, arguments.store))
+    asyncio.run(serve(arguments.url, arguments.seed, arguments.store, arguments.latency, unhurried=arguments.unhurried))
     if profiler is not None:
         profiler.write(arguments.profile)
 

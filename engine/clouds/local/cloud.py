@@ -70,6 +70,7 @@ class LocalCloud:
         launcher: Launcher = launch_agent,
         quota: Quota | None = None,
         grace: float = _GRACE,
+        in_flight: int = 64,
     ) -> None:
         self._directory = directory.absolute()
         self._credentials = credentials
@@ -94,6 +95,7 @@ class LocalCloud:
             launcher=launcher,
             grace=grace,
         )
+        self._slots = asyncio.Semaphore(in_flight)
         self._threads: ThreadPoolExecutor | None = None
         self._supervision: asyncio.Task[None] | None = None
 
@@ -143,7 +145,8 @@ class LocalCloud:
     async def pay(self, effect: CloudEffect, key: str) -> Facts:
         """Make the effect true. Raises `TransientError` or `FinalError`. A cancelled call that has begun goes on."""
         try:
-            return await self._pay(effect, key)
+            async with self._slots:
+                return await self._pay(effect, key)
         except PayError:
             raise
         except (OSError, msgspec.MsgspecError) as error:
