@@ -21,6 +21,8 @@ MAX_BODY = 256 * 1024  # bytes of a command's body; the broker's own limit lies 
 PARTITIONS = 64  # fixed for life: another number would reorder the commands of an aggregate
 PROJECT_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 
+EVERY_PROJECT = "$all"  # in the subject of a query about the whole installation; no project can be named so
+
 Project = Annotated[str, Meta(pattern=PROJECT_PATTERN)]
 
 # Headers.

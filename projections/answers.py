@@ -129,6 +129,50 @@ class OperationAnswer(Answer, frozen=True, kw_only=True):
     states: tuple[StatePassed, ...]
 
 
+class OperationTrouble(Answer, frozen=True, kw_only=True):
+    """An operation that may need a person: what it owes, how often that was tried, and the last error."""
+
+    project: str
+    id: UUID
+    command: str
+    instance_id: UUID
+    actor: str
+    state: str
+    effect: str
+    attempts: int
+    error: Error | None
+    retry_at: datetime | None
+    deadline: datetime
+    started_at: datetime
+
+
+class InstanceTrouble(Answer, frozen=True, kw_only=True):
+    """An instance that should run and is not heard."""
+
+    project: str
+    id: UUID
+    name: str
+    status: str
+    health: str
+    host: str | None
+
+
+class TroublesAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What may need a person, the oldest first; `numbers` counts also what is not listed.
+
+    `overdue`: past its deadline and still running. `struggling`: tried many times already. `lag`: how far the slowest
+    read model stands behind the end of the log; `stopped`: those that stand still, and why.
+    """
+
+    parked: tuple[OperationTrouble, ...]
+    overdue: tuple[OperationTrouble, ...]
+    struggling: tuple[OperationTrouble, ...]
+    down: tuple[InstanceTrouble, ...]
+    numbers: dict[str, int]
+    lag: int = 0
+    stopped: dict[str, str] = {}
+
+
 class HistoryAnswer(Answer, frozen=True, kw_only=True):
     """An event. `instance_id` is whom it is about, also where another aggregate recorded it."""
 

@@ -19,9 +19,10 @@ from nats.aio.client import Client
 from nats.micro.request import Request as ServiceRequest
 from nats.micro.service import Service
 
-from engine.clock import monotonic
+from engine.clock import monotonic, utc_now
 from engine.messages import PREFIX, ErrorReply, heartbeat_subject, query_subject
-from projections.answers import CommandAnswer, ListAnswer, WatchAnswer
+from projections import troubles
+from projections.answers import CommandAnswer, ListAnswer, TroublesAnswer, WatchAnswer
 from projections.heartbeats import HeartbeatView
 from projections.listing import DEFAULT_LIMIT, ListRequest, QueryError
 from projections.projector import Projector
@@ -29,6 +30,7 @@ from projections.questions import (
     QUESTIONS,
     GetCommand,
     GetInstance,
+    GetNumbers,
     Question,
     WatchRequest,
     as_list,
@@ -66,6 +68,7 @@ class QueryService:
             if question.listing is not None:
                 self._serve[model, "list"] = self._listing(question)
         self._serve["commands", "get"] = self._get_command
+        self._serve["troubles", "get"] = self._get_troubles
         self._serve["heartbeats", "get"] = self._get_heartbeat
         self._serve["heartbeats", "list"] = self._list_heartbeats
         self._serve["heartbeats", "watch"] = self._watch_heartbeats
@@ -227,6 +230,11 @@ class QueryService:
                         await changed.wait()
                 except TimeoutError:
                     continue
+
+    async def _get_troubles(self, project: str, body: bytes) -> TroublesAnswer:
+        _arguments(body, GetNumbers)
+        answer = await self._reader.read(lambda c: troubles.get(c, project, utc_now()))
+        return msgspec.structs.replace(answer, lag=self._projector.lag, stopped=self._projector.stopped)
 
     async def _get_heartbeat(self, project: str, body: bytes) -> Any:
         return await self._beat(project, _arguments(body, GetInstance).instance_id)

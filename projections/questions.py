@@ -56,7 +56,7 @@ class GetEvent(Request, frozen=True, kw_only=True):
 
 
 class GetNumbers(Request, frozen=True, kw_only=True):
-    """`fleet.get` and `quota.get` take no arguments."""
+    """`fleet.get`, `quota.get` and `troubles.get` take no arguments."""
 
 
 class WatchRequest(ListRequest, frozen=True, kw_only=True):

@@ -10,9 +10,9 @@ import msgspec
 
 from aggregates.catalogue import Catalogue
 from engine.endpoints import PlanReply, PlanRequest, SecretReply, SecretRequest
-from projections.answers import HeartbeatAnswer, ListAnswer, WatchAnswer
+from projections.answers import HeartbeatAnswer, ListAnswer, TroublesAnswer, WatchAnswer
 from projections.listing import ListRequest
-from projections.questions import QUESTIONS, GetInstance, WatchRequest
+from projections.questions import QUESTIONS, GetInstance, GetNumbers, WatchRequest
 
 
 class Nothing(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +69,15 @@ def queries() -> list[Query]:
         if question.listing is not None:
             found.append(_list(model, record))
         found.append(_watch(model, record))
+    found.append(
+        Query(
+            model="troubles",
+            verb="get",
+            request=GetNumbers,
+            reply=TroublesAnswer,
+            says="What may need a person: parked, overdue and struggling operations, instances that are down.",
+        )
+    )
     found.append(
         Query(
             model="heartbeats",

@@ -12,8 +12,9 @@ import nats.errors
 import pytest
 
 from aggregates.commands import DeleteInstance, Restart
+from aggregates.health import HealthStatus
 from engine.client import Context, OperationFailed, TaskManager
-from engine.messages import PREFIX, event_subject
+from engine.messages import EVERY_PROJECT, PREFIX, event_subject
 from projections.answers import CommandAnswer, FleetAnswer, HistoryAnswer, InstanceAnswer, OperationAnswer, QuotaAnswer
 from projections.base import ReadModels
 from projections.models import MODELS
@@ -46,6 +47,45 @@ async def test_every_model_answers_what_it_declares(served: Served) -> None:
     for answer, model, arguments in questions:
         got = await served.blue.ask(model, "get", **arguments)
         assert msgspec.json.decode(msgspec.json.encode(msgspec.convert(got, answer))) == got
+
+
+async def test_troubles_are_told_of_one_project_or_of_all_with_how_far_the_models_are(served: Served) -> None:
+    story = served.story
+    parked, green = story.create(), story.create(project="green")
+    for instance_id in (parked, green):
+        story.settle(instance_id)
+        story.command(instance_id, DeleteInstance(), project=story.instances[instance_id].project)
+        story.stumble(instance_id, 3)
+        story.park(instance_id)
+    story.create()  # its deadline has passed long ago: the story plays in the past
+    silent = story.create(name="silent")
+    story.settle(silent)
+    story.health(silent, HealthStatus.DOWN)
+    await served.caught_up()
+    answer = await served.blue.ask("troubles", "get")
+    assert answer["numbers"] == {"parked": 1, "overdue": 1, "struggling": 0, "down": 1}
+    told = answer["parked"][0]
+    assert (told["instance_id"], told["effect"], told["attempts"]) == (str(parked), "StopDatabase", 3)
+    assert told["error"]["message"] == "403"
+    assert answer["down"][0]["name"] == "silent"
+    assert (answer["lag"], answer["stopped"]) == (0, {})
+    everywhere = await Asker(served.client, EVERY_PROJECT).ask("troubles", "get")
+    assert everywhere["numbers"] == {"parked": 2, "overdue": 1, "struggling": 0, "down": 1}
+    assert {each["project"] for each in everywhere["parked"]} == {"blue", "green"}
+
+
+async def test_a_read_model_that_stands_still_is_among_the_troubles(served: Served) -> None:
+    served.story.create()
+    await served.caught_up()
+    served.story.spoil()
+    async with asyncio.timeout(LONG):
+        while True:
+            answer = await served.blue.ask("troubles", "get")
+            if answer["stopped"]:
+                break
+            await asyncio.sleep(0.05)
+    assert set(answer["stopped"]) <= {"instances", "operations"}
+    assert "no_such_state" in next(iter(answer["stopped"].values()))
 
 
 async def test_lists_are_filtered_sorted_and_paged(served: Served) -> None:
