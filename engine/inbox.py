@@ -49,6 +49,7 @@ log = structlog.get_logger(__name__)
 BATCH = 256
 PURGE_EVERY = 30.0
 GRACE = 600.0  # seconds that decided messages stay in the stream, for people who look
+FULL = 0.5  # of the stream's room, from where on they do not
 TRIES = 3  # of a message that breaks the decider, the first one among others
 PAUSE = 0.1  # seconds before it is tried again
 WARY = 4 * BATCH  # messages after a start: the process before may have died of one of them
@@ -158,15 +159,22 @@ class Inbox(Listener):
             messages = await reader.next(BATCH)
             if messages:
                 await self._receive_batch(messages)
-            if monotonic() - purged > PURGE_EVERY:
+            if not messages or monotonic() - purged > PURGE_EVERY:
                 purged = monotonic()
-                await self._purge()
-            if not messages and await self._made_anew():
-                return
+                if await self._made_anew():
+                    return
 
     async def _made_anew(self) -> bool:
+        """Whether the stream was. What was decided in it is removed after a while, or at once when it fills up."""
         info = await self._stream.stream_info(COMMAND_STREAM)
-        return str(info.created) != self._incarnation
+        if str(info.created) != self._incarnation:
+            return True
+        if 0 < (info.config.max_bytes or -1) * FULL <= info.state.bytes:
+            log.warning("commands_fill_up", bytes=info.state.bytes, next="what is decided is removed without its grace")
+            await self._purge_partitions()
+        else:
+            await self._purge()
+        return False
 
     async def _load_positions(self, owned: Sequence[int]) -> None:
         """Where each partition stands. They belong to one making of the stream: one made anew is read from 1."""
@@ -212,11 +220,13 @@ class Inbox(Listener):
             return
         if len(self._positions) == PARTITIONS:
             await self._stream.purge_stream(COMMAND_STREAM, seq=behind + 1)
-            return
+        else:
+            await self._purge_partitions(behind)
+
+    async def _purge_partitions(self, behind: int | None = None) -> None:
         for partition, position in self._positions.items():
-            await self._stream.purge_stream(
-                COMMAND_STREAM, seq=min(behind, position) + 1, subject=f"{STORED_COMMANDS}.{partition}.>"
-            )
+            end = position if behind is None else min(behind, position)
+            await self._stream.purge_stream(COMMAND_STREAM, seq=end + 1, subject=f"{STORED_COMMANDS}.{partition}.>")
 
     # --- deciding -------------------------------------------------------------------------------------------------
 
