@@ -24,7 +24,7 @@ import structlog
 from aggregates.base import Event, Failure, Lifecycled, Obligation, WrongFactsError
 from aggregates.effects import Effect
 from engine import crash_points
-from engine.clock import Now, utc_now
+from engine.clock import Now, monotonic, utc_now
 from engine.clouds.port import FinalError, PayError, UnknownOutcomeError, permit
 from engine.hot import HotAggregates, Turn
 from engine.partitions import Listener, Ownership, Sole, range_of, range_of_aggregate
@@ -70,6 +70,9 @@ class Settler(Listener):
         self._ending: set[asyncio.Task[None]] = set()
         self._gained: set[str] = set()
         self._more = asyncio.Event()
+        # On our own clock: until when a call that we noted may be carried out, and what failed is not tried again.
+        self._unanswered: dict[UUID, float] = {}
+        self._retry: dict[UUID, float] = {}
         store.listen(self._on_commit)
 
     @property
@@ -134,6 +137,8 @@ class Settler(Listener):
             self._ending.discard(task)
             return
         del self._tasks[aggregate_id], self._changed[aggregate_id]
+        self._unanswered.pop(aggregate_id, None)
+        self._retry.pop(aggregate_id, None)
         if task.cancelled():
             return
         if (error := task.exception()) is not None:
@@ -172,7 +177,8 @@ class Settler(Listener):
                         await self._hot.commit(turn)
                         continue
                     pause_until = _latest(turn.aggregate.retry_at, owed.not_before)
-                if await self._pause(aggregate_id, pause_until, deadline):
+                    least = self._least_pause(turn.aggregate, owed)
+                if await self._pause(aggregate_id, pause_until, deadline, least):
                     await self._step(owed, deadline)
             except Conflict as lost:
                 # Somebody else writes as well, and may call the cloud.
@@ -194,14 +200,29 @@ class Settler(Listener):
         if self._latest_effect:
             now = self._now()
             aggregate.note("CallUnanswered", at=now, effect=effect.type_name, until=now + self._latest_effect)
+            self._unanswered[aggregate.id] = monotonic() + self._latest_effect.total_seconds()
 
-    async def _pause(self, aggregate_id: UUID, until: datetime | None, deadline: datetime | None) -> bool:
-        """Sleep; False when the aggregate changed meanwhile, or its deadline came first."""
+    def _least_pause(self, aggregate: Lifecycled, owed: Obligation) -> float:
+        """Until when on our own clock, if it was we who noted that there is something to wait for."""
+        unanswered = self._unanswered.get(aggregate.id, 0.0) if owed.not_before is not None else 0.0
+        return max(unanswered, self._retry.get(aggregate.id, 0.0) if aggregate.retry_at is not None else 0.0)
+
+    async def _pause(self, aggregate_id: UUID, until: datetime | None, deadline: datetime | None, least: float) -> bool:
+        """Sleep; False when the aggregate changed meanwhile, or its deadline came first.
+
+        Wall time may be set anew meanwhile, or was since the moment was recorded: nothing that we noted ourselves is
+        cut short by that, and nothing takes longer than the longest pause that is ever recorded.
+        """
         if until is None:
             return True
         changed = self._changed[aggregate_id]
-        while (pause := self._seconds_to(until if deadline is None else min(until, deadline))) > 0:
-            # In pieces, since wall time may be set anew meanwhile.
+        most = monotonic() + max(LONGEST_PAUSE * 1.2, self._latest_effect.total_seconds())
+        while True:
+            pause = max(min(self._seconds_to(until), most - monotonic()), least - monotonic())
+            if deadline is not None:
+                pause = min(pause, self._seconds_to(deadline))
+            if pause <= 0:
+                break
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(pause, LONGEST_PAUSE)):
                     await changed.wait()
@@ -299,6 +320,8 @@ class Settler(Listener):
             error=error.message,
         )
         if not isinstance(error, FinalError) and not tried_out and not late:
+            pause = max(_next_pause(attempt, self._jitter()), error.retry_after)
+            self._retry[aggregate.id] = monotonic() + pause
             aggregate.note(
                 "AttemptFailed",
                 at=now,
@@ -306,7 +329,7 @@ class Settler(Listener):
                 attempt=attempt,
                 code=error.code,
                 message=error.message,
-                retry_at=now + timedelta(seconds=max(_next_pause(attempt, self._jitter()), error.retry_after)),
+                retry_at=now + timedelta(seconds=pause),
             )
         elif forward:
             code = "deadline_exceeded" if late and not isinstance(error, FinalError) else error.code
