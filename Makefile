@@ -1,5 +1,6 @@
 # make demo    sets everything up and shows the main job on a real database
 # make test    sets everything up and runs every test
+# make faults  breaks broker, store, disk and clock for a minute each; SEEDS=n for more
 # make lint    ruff, mypy, import contracts
 # make bench   prints the figures, each with its ratio
 # make docs    writes the generated pages of docs/ again
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 # Needs uv (pipx install uv); only whoever changes dependencies does.
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 
-.PHONY: setup demo test lint bench docs mariadb lock clean
+.PHONY: setup demo test faults lint bench docs mariadb lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.ready
@@ -31,6 +32,9 @@ lint: setup
 
 test: setup mariadb
 	$(BIN)/pytest -n 3 --dist worksteal
+
+faults: setup
+	HOLDFAST_FAULT_SECONDS=60 HOLDFAST_FAULT_SEEDS=$(or $(SEEDS),1) $(BIN)/pytest tests/faults --timeout 600
 
 demo: setup
 	$(BIN)/holdfast demo

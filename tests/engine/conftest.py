@@ -41,17 +41,24 @@ class Engine:
         self.store_url = store_url
         self.cloud = SimulatedCloud(latest_effect=timedelta(0))
         self.guests = SimulatedGuests()
+        self.options: dict[str, Any] = {}  # of the worker
+        self.streams: dict[str, Any] = {}  # their sizes
         self.client: Client
         self.store: EventStore
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self.client = await connect(BrokerSettings(url=self.broker.url), name="worker")
-        await ensure_streams(self.client.jetstream())
+        await ensure_streams(self.client.jetstream(), **self.streams)
         self.store = open_store(self.store_url)
         self.store.start()
-        worker = Worker(self.client, self.store, self.cloud, self.guests, Vault())
+        worker = Worker(self.client, self.store, self.cloud, self.guests, Vault(), **self.options)
         self._task = asyncio.create_task(worker.run())
+
+    @property
+    def running(self) -> bool:
+        """Whether the worker has not ended by itself."""
+        return self._task is not None and not self._task.done()
 
     async def stop(self) -> None:
         if self._task is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -68,6 +69,16 @@ class Broker:
             self._process.wait(20)
             self._process = None
 
+    def pause(self) -> None:
+        """Stop it where it stands: connections stay, nothing answers."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Go on."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+
 
 @contextmanager
 def running_broker(directory: Path, settings: str = "") -> Iterator[Broker]:
@@ -77,4 +88,5 @@ def running_broker(directory: Path, settings: str = "") -> Iterator[Broker]:
     try:
         yield broker
     finally:
+        broker.resume()
         broker.stop()
