@@ -1,4 +1,4 @@
-"""What the worker itself answers, since only it may: secrets.put, instances.plan, catalogue.get.
+"""What the worker itself answers, since only it may: secrets.put, instances.plan, catalogue.get, workers.list.
 
 Requests and answers travel over core NATS and are stored nowhere, so a secret may be in one. They change nothing but
 the vault.
@@ -23,6 +23,7 @@ from aggregates.commands import COMMANDS
 from engine.clock import Now, utc_now
 from engine.inbox import AGGREGATES
 from engine.messages import ErrorReply, query_subject
+from engine.partitions import Member, Ownership
 from engine.replies import Answerable
 from engine.store import EventStore, fold
 
@@ -73,6 +74,12 @@ class PlanReply(msgspec.Struct, frozen=True, kw_only=True):
     frees: list[str] = []
 
 
+class WorkersReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Every worker that lives, as it presented itself within the last seconds."""
+
+    items: list[Member]
+
+
 class Vault(Protocol):
     """Where secrets are kept."""
 
@@ -94,19 +101,26 @@ class Endpoints:
         store: EventStore,
         vault: Vault,
         catalogue: Callable[[], Catalogue],
+        ownership: Ownership,
         now: Now = utc_now,
     ) -> None:
         self._client = client
         self._store = store
         self._vault = vault
         self._catalogue = catalogue
+        self._ownership = ownership
         self._now = now
         self._may_answer = Answerable(client)
         self._running: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        served = {"secrets.put": self._put_secret, "instances.plan": self._plan, "catalogue.get": self._get_catalogue}
+        served = {
+            "secrets.put": self._put_secret,
+            "instances.plan": self._plan,
+            "catalogue.get": self._get_catalogue,
+            "workers.list": self._list_workers,
+        }
         subscriptions = []
         for name, serve in served.items():
             model, _, verb = name.partition(".")
@@ -148,6 +162,10 @@ class Endpoints:
     async def _get_catalogue(self, project: str, body: bytes) -> Catalogue:
         del project, body
         return self._catalogue()
+
+    async def _list_workers(self, project: str, body: bytes) -> WorkersReply:
+        del project, body
+        return WorkersReply(items=await self._ownership.members())
 
     async def _plan(self, project: str, body: bytes) -> PlanReply:
         wanted = msgspec.json.decode(body, type=PlanRequest)

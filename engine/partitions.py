@@ -93,12 +93,40 @@ class Listener:
         """They are not this worker's any more: stop at once, and forget what was known."""
 
 
-class Ownership:
-    """What is owned now. `held` is replaced and never changed: whoever keeps it knows what was held at that time."""
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker as it presents itself.
 
-    def __init__(self, held: Held) -> None:
+    `ranges`: what it owns, of the 16 ranges of partitions and the outbox. `running`: operations it works on.
+    """
+
+    id: str
+    host: str
+    pid: int
+    since: datetime
+    ranges: tuple[str, ...] = ()
+    running: int = 0
+
+
+class Ownership:
+    """What is owned now. `held` is replaced and never changed: whoever keeps it knows what was held at that time.
+
+    `running` says how many operations this worker works on, for whoever asks who does what.
+    """
+
+    def __init__(self, worker_id: str, held: Held, now: Now) -> None:
+        self.id = worker_id
         self.held: Held = MappingProxyType(dict(held))
+        self.running: Callable[[], int] = lambda: 0
+        self._present = Member(id=worker_id, host=os.uname().nodename, pid=os.getpid(), since=now())
         self._listeners: list[Listener] = []
+
+    def present(self) -> Member:
+        """This worker, as it is now."""
+        return msgspec.structs.replace(self._present, ranges=tuple(_ordered(self.held)), running=self.running())
+
+    async def members(self) -> list[Member]:
+        """Every worker that lives, as it presented itself last."""
+        return [self.present()]
 
     def listen(self, listener: Listener) -> None:
         """Have it told of what changes hands, and at once of what is held."""
@@ -138,40 +166,18 @@ class Ownership:
 class Sole(Ownership):
     """One process owns everything, as on SQLite: nothing is asked of anybody, and no fence is needed."""
 
-    def __init__(self) -> None:
-        super().__init__(dict.fromkeys(RANGES))
-
-
-class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker as it presents itself to the others. `running`: operations it works on."""
-
-    id: str
-    host: str
-    pid: int
-    since: datetime
-    running: int = 0
+    def __init__(self, now: Now = utc_now) -> None:
+        super().__init__(uuid4().hex, dict.fromkeys(RANGES), now)
 
 
 class Leases(Ownership):
-    """Ownership shared out among the workers of one store and one broker.
+    """Ownership shared out among the workers of one store and one broker."""
 
-    `running` says how many operations this worker works on, for whoever asks who does what.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        store: EventStore,
-        *,
-        running: Callable[[], int] = lambda: 0,
-        now: Now = utc_now,
-    ) -> None:
-        super().__init__({})
-        self.id = store.session  # so that whoever follows on a worker can cut it off from the store
+    def __init__(self, client: Client, store: EventStore, now: Now = utc_now) -> None:
+        # Named as its connections to the store are, so that whoever follows on it can cut it off there.
+        super().__init__(store.session, {}, now)
         self._stream = client.jetstream(timeout=CALL)
         self._store = store
-        self._running = running
-        self._present = Member(id=self.id, host=os.uname().nodename, pid=os.getpid(), since=now())
         self._owner = f"{self.id}@{_place()}"
         self._lease: _Lease | None = None
         self._leaving: frozenset[str] = frozenset()
@@ -241,7 +247,7 @@ class Leases(Ownership):
 
     async def _renew(self, began: float) -> None:
         """Renew the lease, or take a new one. By the bucket's revision: it fails when the key was gone in between."""
-        content = msgspec.json.encode(msgspec.structs.replace(self._present, running=self._running()))
+        content = msgspec.json.encode(self.present())
         lease = self._lease
         if lease is not None and began >= lease.until:
             self._lose_all()

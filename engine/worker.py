@@ -84,6 +84,7 @@ class Worker:
             now=self._now,
             jitter=self._jitter,
         )
+        ownership.running = lambda: settler.running
         outbox = Outbox(client, store, ownership)
 
         def heard(nudge: Nudge) -> None:
@@ -96,7 +97,7 @@ class Worker:
             "inbox": Inbox(client, store, hot, self._offered, self._now, ownership).run(),
             "outbox": outbox.run(),
             "health": HealthMonitor(client, store, hot, self._now, ownership).run(),
-            "endpoints": Endpoints(client, store, self._vault, self._offered, self._now).run(),
+            "endpoints": Endpoints(client, store, self._vault, self._offered, ownership, self._now).run(),
             "catalogue": self._refresh_catalogue(),
         }
         if store.shared:
@@ -110,7 +111,7 @@ class Worker:
     def _owned(self) -> Ownership:
         if self._ownership is not None:
             return self._ownership
-        return Leases(self._client, self._store, now=self._now) if self._store.shared else Sole()
+        return Leases(self._client, self._store, self._now) if self._store.shared else Sole(self._now)
 
     def _offered(self) -> Catalogue:
         if self._catalogue is None:

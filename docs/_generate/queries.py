@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from aggregates.catalogue import Catalogue
-from engine.endpoints import PlanReply, PlanRequest, SecretReply, SecretRequest
+from engine.endpoints import PlanReply, PlanRequest, SecretReply, SecretRequest, WorkersReply
 from projections.answers import HeartbeatAnswer, ListAnswer, TroublesAnswer, WatchAnswer
 from projections.listing import ListRequest
 from projections.questions import QUESTIONS, GetInstance, GetNumbers, WatchRequest
@@ -56,6 +56,13 @@ WORKER = (
         request=Nothing,
         reply=Catalogue,
         says="What the cloud behind the engine offers.",
+    ),
+    Query(
+        model="workers",
+        verb="list",
+        request=Nothing,
+        reply=WorkersReply,
+        says="The workers that live, and which ranges of partitions each of them owns.",
     ),
 )
 

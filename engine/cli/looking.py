@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
     operation.command("watch")(watch_operation)
     intervening.register(operation)
     app.add_typer(operation, name="operation", rich_help_panel=_INSTANCES)
-    for command in (datastores, flavors, fleet):
+    for command in (datastores, flavors, fleet, workers):
         app.command(rich_help_panel=_ENGINE)(command)
 
 
@@ -241,6 +241,38 @@ def fleet(context: typer.Context) -> None:
         session.output.pairs(pairs)
 
     run(context, work)
+
+
+def workers(context: typer.Context) -> None:
+    """The workers that live, and how the partitions are shared out among them."""
+
+    async def work(session: Session) -> None:
+        found = (await session.queries.ask("workers", "list"))["items"]
+        rows = [
+            (each["id"], each["host"], each["pid"], moment(each["since"]), each["running"], _ranges(each["ranges"]))
+            for each in found
+        ]
+        columns = ("worker", "host", "pid", "since", "running", "ranges")
+        _items(session, found, columns, rows, "no worker holds a lease; the broker may have been away until now")
+
+    run(context, work)
+
+
+def _ranges(names: Sequence[str]) -> str:
+    """Ranges that follow each other in one, as `0-5, 9, outbox`."""
+    parts: list[str] = []
+    first = last = None
+    for name in (*names, ""):
+        number = int(name) if name.isdigit() else None
+        if last is not None and number == last + 1:
+            last = number
+            continue
+        if last is not None:
+            parts.append(str(first) if first == last else f"{first}-{last}")
+        first = last = number
+        if number is None and name:
+            parts.append(name)
+    return ", ".join(parts)
 
 
 def conditions(given: list[str] | None) -> dict[str, Any]:

@@ -30,6 +30,10 @@ BEAT = {
     "instance_id": INSTANCE, "status": "HEALTHY", "age": 0.52, "role": "primary", "position": None,
     "volume": {"used": 2**20, "size": 2**30, "warning": True, "read_only": False},
 }  # fmt: skip
+WORKER = {
+    "id": "w-1", "host": "node-1", "pid": 42, "since": "2026-01-01T10:00:00Z", "running": 3,
+    "ranges": ["0", "1", "2", "7", "9", "10", "outbox"],
+}  # fmt: skip
 FLEET = {"instances": 1, "statuses": {"ACTIVE": 1}, "datastores": {"redis": {"6.2": 1}}, "ram": 512}
 
 
@@ -40,6 +44,7 @@ def answers(responder: Responder) -> None:
     responder.answers["heartbeats", "list"] = lambda _: {"items": [BEAT], "next_marker": None}
     responder.answers["operations", "list"] = lambda _: {"items": [operation("o-1")], "next_marker": None}
     responder.answers["fleet", "get"] = lambda _: FLEET
+    responder.answers["workers", "list"] = lambda _: {"items": [WORKER]}
 
 
 @pytest.mark.usefixtures("answers")
@@ -58,6 +63,7 @@ def answers(responder: Responder) -> None:
         (("datastores",), "redis\t6.2\tmaxclients, timeout", {"items": CATALOGUE["datastores"]}),
         (("flavors",), "small\t2\t1\t512 MiB", {"items": CATALOGUE["flavors"]}),
         (("fleet",), "redis\t6.2 1", FLEET),
+        (("workers",), "w-1\tnode-1\t42\t2026-01-01 10:00:00\t3\t0-2, 7, 9-10, outbox", {"items": [WORKER]}),
         (("connect", "orders", "--print"), "127.0.0.9:5432",
          {"id": INSTANCE, "name": "orders", "datastore": "postgresql", "address": "127.0.0.9", "port": 5432}),
         (("restart", "orders"), "restart done after 2.0 s: orders is ACTIVE at 127.0.0.9:5432", None),
