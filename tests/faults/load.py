@@ -36,7 +36,7 @@ from tests.projections.asking import connect as reading
 from tests.support.eventually import eventually
 from tests.support.publisher import CREATE
 
-SECONDS = float(os.environ.get("HOLDFAST_FAULT_SECONDS", "3"))  # of one outage, or of a time of random faults
+SECONDS = float(os.environ.get("HOLDFAST_FAULT_SECONDS", "2"))  # of one outage, or of a time of random faults
 SEEDS = range(int(os.environ.get("HOLDFAST_FAULT_SEEDS", "1")))
 OVER_WITHIN = 120.0
 
