@@ -21,6 +21,7 @@ from aggregates.health import Health, HealthStatus, health_id
 from aggregates.instance import Instance
 from engine.clock import Now, monotonic, utc_now
 from engine.hot import HotAggregates
+from engine.mapper import UnknownEventError
 from engine.messages import GuestStatus, Heartbeat, heartbeat_subject
 from engine.partitions import Listener, Ownership, Sole, range_of_aggregate
 from engine.store import Conflict, EventStore
@@ -33,6 +34,7 @@ SUSPECT_AFTER = 3  # beats missed
 DOWN_AFTER = 10
 LEAST_INTERVAL = 1.0
 LOOK_AGAIN = 60.0  # seconds after which an instance whose history cannot be read is looked at again
+LEFT_ALONE = 600.0  # seconds that one is not looked at which a newer version has written to
 
 # While an operation runs or the server is off, silence is expected.
 EXPECTED = frozenset({"ACTIVE", "ERROR"})
@@ -136,6 +138,8 @@ class HealthMonitor(Listener):
                 continue
             try:
                 await self._look_at(instance_id, heard, moment)
+            except UnknownEventError:
+                heard.look_after = moment + LEFT_ALONE
             except Exception:
                 # One whose history cannot be read must not hide the health of all others.
                 log.exception("health_unknown", instance_id=str(instance_id), retry_in=LOOK_AGAIN)

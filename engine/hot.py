@@ -14,11 +14,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+import structlog
+
 from aggregates.base import Event, Lifecycled
 from aggregates.snapshots import CLASSES, due
+from engine.mapper import UnknownEventError
 from engine.partitions import Held, Listener, Ownership, Sole, fences, range_of
 from engine.recorders import OwingChange
 from engine.store import EventStore
+
+log = structlog.get_logger(__name__)
 
 KEPT = 20_000  # aggregates kept in memory, about 4 KiB each
 
@@ -62,6 +67,7 @@ class HotAggregates(Listener):
         self._aggregates: OrderedDict[UUID, Any] = OrderedDict()
         self._locks: dict[UUID, asyncio.Lock] = {}
         self._keeping: set[asyncio.Future[None]] = set()
+        self._strangers: set[UUID] = set()  # those a newer version has written to, named once
         self._ownership.listen(self)
 
     def lost(self, ranges: Collection[str]) -> None:
@@ -73,7 +79,8 @@ class HotAggregates(Listener):
     @asynccontextmanager
     async def turn(self, aggregate_id: UUID, *, absent: bool = False) -> AsyncIterator[Turn]:
         """Wait for the aggregate and use it alone. Left by an exception, it is forgotten: what was decided on it is
-        not in the log. `absent`: the caller knows that the log has none of this id.
+        not in the log. `absent`: the caller knows that the log has none of this id. Raises `UnknownEventError` for
+        one that a newer version has written to: it is left to others, and named once.
         """
         lock = self._locks.setdefault(aggregate_id, asyncio.Lock())
         async with lock:
@@ -98,7 +105,13 @@ class HotAggregates(Listener):
         aggregate = self._aggregates.get(aggregate_id)
         if aggregate is not None or absent:
             return aggregate
-        return await self._store.load(aggregate_id)
+        try:
+            return await self._store.load(aggregate_id)
+        except UnknownEventError as unknown:
+            if aggregate_id not in self._strangers:
+                self._strangers.add(aggregate_id)
+                log.warning("left_to_others", aggregate_id=str(aggregate_id), topic=unknown.topic)
+            raise
 
     def _keep(self, turn: Turn) -> None:
         if turn.aggregate is None or not self._still_held(turn):

@@ -3,13 +3,16 @@
 Records, the aggregates' events and the positions reached go to the store in one transaction; what was read and not
 committed is read again. It trusts no acknowledgement and no reply: publishers ask for the record. It decides commands
 that arrive in one batch one after the other, so a batch is as slow as its slowest load.
+
+A command to an aggregate that a newer version has written to is put off: it goes to the end of the stream, undecided,
+for a worker that knows more. Behind it others go on; its order among commands of several publishers may change by that.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any, TypeVar
 from uuid import UUID
@@ -36,7 +39,7 @@ from engine.dead_letters import letter, told
 from engine.hot import HotAggregates, Turn
 from engine.intake import Received, receive
 from engine.mapper import UnknownEventError
-from engine.messages import PARTITIONS, REPLY_TO, Decision, dead_letter_subject
+from engine.messages import MSG_ID, PARTITIONS, REPLY_TO, TIMES_PUT_OFF, Decision, dead_letter_subject
 from engine.partitions import Listener, Ownership, Sole, fences, range_of
 from engine.reading import ConsumerLostError, Delivered, Reader
 from engine.recorders import Fence
@@ -53,6 +56,9 @@ FULL = 0.5  # of the stream's room, from where on they do not
 TRIES = 3  # of a message that breaks the decider, the first one among others
 PAUSE = 0.1  # seconds before it is tried again
 WARY = 4 * BATCH  # messages after a start: the process before may have died of one of them
+
+PUT_OFF = 1.0  # seconds before a command that was put off is put off again
+MOST_PUT_OFF = 900  # times; about a quarter of an hour where nothing else is to be done
 
 AGGREGATES: dict[str, Any] = {"instance": Instance, "quota": Quota}
 
@@ -231,7 +237,9 @@ class Inbox(Listener):
     # --- deciding -------------------------------------------------------------------------------------------------
 
     async def _receive_batch(self, messages: Sequence[Delivered]) -> None:
-        received = [receive(m.sequence, m.subject, m.data, m.headers.get(REPLY_TO)) for m in messages]
+        received = [
+            receive(m.sequence, m.subject, m.data, m.headers.get(REPLY_TO), _times_put_off(m.headers)) for m in messages
+        ]
         fresh = [r for r in received if r.sequence > self._positions[r.partition]]
         if not fresh:
             return
@@ -269,7 +277,7 @@ class Inbox(Listener):
         """Decide and commit. One that breaks the decider is tried again alone and refused, the batch is decided."""
         batch = _Batch(self._store, self._hot, self._ownership, self._catalogue(), self._now)
         try:
-            decisions = await batch.decide(fresh, self._position_name, self._bury)
+            decisions = await batch.decide(fresh, self._position_name, self._bury, self._put_off)
         except (Conflict, StoreUnavailableError, nats.errors.Error, APIError, OSError):
             raise
         except Exception as error:  # noqa: BLE001 - a defect, kept in a dead letter
@@ -327,11 +335,23 @@ class Inbox(Listener):
         )
         await self._committed([received], [_unrecorded(received, refusal)])
 
-    async def _committed(self, fresh: Sequence[Received], decisions: Sequence[Decision]) -> None:
+    async def _put_off(self, received: Sequence[Received], *, others: bool) -> None:
+        """Publish them again, in order. Made again after a crash, the broker drops it; nothing is lost in between."""
+        if not others and all(each.put_off for each in received):
+            await asyncio.sleep(PUT_OFF)  # nothing else is to be done, and they come back at once
+        for each in received:
+            headers = {MSG_ID: f"{self._incarnation}:{each.sequence}:put-off", TIMES_PUT_OFF: str(each.put_off + 1)}
+            if each.reply_to:
+                headers[REPLY_TO] = each.reply_to
+            await self._stream.publish(str(each.subject), each.body, headers=headers, timeout=10)
+
+    async def _committed(self, fresh: Sequence[Received], decisions: Sequence[Decision | None]) -> None:
         for each in fresh:
             self._positions[each.partition] = max(self._positions[each.partition], each.sequence)
         self._decided.append((monotonic(), fresh[-1].sequence))
         for each, decision in zip(fresh, decisions, strict=True):
+            if decision is None:
+                continue
             if each.reply_to and self._may_answer(each.reply_to):
                 crash_points.reach("inbox_before_reply")
                 await self._client.publish(each.reply_to, msgspec.json.encode(decision))
@@ -375,17 +395,26 @@ class _Batch:
         self.at: int | None = None  # which message is being decided
 
     async def decide(
-        self, batch: Sequence[Received], position_name: Callable[[int], str], bury: Callable[..., Any]
-    ) -> list[Decision]:
-        """Decide and commit all. Raises `Conflict` with nothing committed when a position was lost."""
+        self,
+        batch: Sequence[Received],
+        position_name: Callable[[int], str],
+        bury: Callable[..., Any],
+        put_off: Callable[..., Any],
+    ) -> list[Decision | None]:
+        """Decide and commit all; None for what was put off. Raises `Conflict` with nothing committed when a position
+        was lost.
+        """
         await self._look_up(batch)
         async with AsyncExitStack() as stack:
-            decisions = []
+            decisions: list[Decision | None] = []
             for self.at, received in enumerate(batch):
                 if received.dead and received.refusal is not None:
                     await bury(received, received.refusal)
-                decisions.append(await self._decide(received, stack))
+                decisions.append(await self._decide_unless_unknown(received, stack))
             self.at = None
+            later = [each for each, decision in zip(batch, decisions, strict=True) if decision is None]
+            if later:
+                await put_off(later, others=len(later) < len(batch))
             reached = {r.partition: r.sequence for r in batch}
             events: list[Any] = list(self._records.values())
             owing = []
@@ -410,6 +439,14 @@ class _Batch:
         cold = {aggregate_id for aggregate_id in named if aggregate_id not in self._hot}
         self._known = await self._store.existing(records | cold)
         self._absent = cold - self._known
+
+    async def _decide_unless_unknown(self, received: Received, stack: AsyncExitStack) -> Decision | None:
+        try:
+            return await self._decide(received, stack)
+        except UnknownEventError:
+            if received.put_off >= MOST_PUT_OFF:
+                raise  # nobody who knows more has come: it is refused, and kept as a dead letter
+            return None
 
     async def _decide(self, received: Received, stack: AsyncExitStack) -> Decision:
         if received.command_id is None:
@@ -501,6 +538,11 @@ def _breaking() -> Iterator[None]:
         raise
     except Exception as defect:
         raise _DecisionBrokeError from defect
+
+
+def _times_put_off(headers: Mapping[str, str]) -> int:
+    given = headers.get(TIMES_PUT_OFF, "")
+    return int(given) if given.isdecimal() else 0
 
 
 def _filter(partitions: Sequence[int]) -> dict[str, Any]:

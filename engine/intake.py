@@ -49,13 +49,14 @@ class Received(msgspec.Struct, kw_only=True):
     refusal: Refusal | None = None
     dead: bool = False
     tries: int = 0
+    put_off: int = 0  # times
     traceback: str | None = None
 
 
 _envelope = msgspec.json.Decoder(CommandEnvelope)
 
 
-def receive(sequence: int, stored_subject: str, body: bytes, reply_to: str | None) -> Received:
+def receive(sequence: int, stored_subject: str, body: bytes, reply_to: str | None, put_off: int = 0) -> Received:
     """Read a message as it stands in the stream: `holdfast.v1.cmdp.<partition>.<project>.<kind>.<id>.<command>`."""
     _, _, _, partition, project, kind, aggregate_id, command = stored_subject.split(".")
     received = Received(
@@ -65,6 +66,7 @@ def receive(sequence: int, stored_subject: str, body: bytes, reply_to: str | Non
         body=body,
         content=content_hash(body),
         reply_to=reply_to,
+        put_off=put_off,
     )
     try:
         received.wish = _read(received)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -28,6 +29,18 @@ class UnknownEventError(Exception):
     def __init__(self, topic: str) -> None:
         super().__init__(f"this version knows no event {topic}; it was written by a newer one: upgrade this process")
         self.topic = topic
+
+
+class Stranger(msgspec.Struct, frozen=True, kw_only=True):
+    """An event of a newer version, as it is stored: to be passed on, never to be folded."""
+
+    timestamp: datetime
+    state: dict[str, Any]
+
+    @property
+    def project(self) -> str | None:
+        """The project, where it is told, as in every first event."""
+        return self.state.get("project")
 
 
 class MsgspecMapper(Mapper[Any]):
@@ -64,6 +77,14 @@ class MsgspecMapper(Mapper[Any]):
         for older in range(stored_version, version):
             getattr(event_class, f"upcast_v{older}_v{older + 1}")(state)
         return msgspec.convert(state, event_class)
+
+    def to_event_or_stranger(self, stored_event: StoredEvent) -> Any:
+        """Decode, also what this version does not know."""
+        try:
+            return self.to_domain_event(stored_event)
+        except UnknownEventError:
+            state = msgspec.json.decode(stored_event.state)
+            return Stranger(timestamp=msgspec.convert(state["timestamp"], datetime), state=state)
 
     @staticmethod
     def _prepare(topic: str) -> tuple[type[Any], int, msgspec.json.Decoder[Any]]:

@@ -28,6 +28,7 @@ Project = Annotated[str, Meta(pattern=PROJECT_PATTERN)]
 # Headers.
 MSG_ID = "Nats-Msg-Id"
 REPLY_TO = "Holdfast-Reply-To"
+TIMES_PUT_OFF = "Holdfast-Put-Off"  # set by the engine alone, on a command that waits for a worker of a newer version
 
 
 # --- commands -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 Of several workers one publishes, whoever owns it.
 
+An event that this version does not know is published as it is stored: it holds up none that follow.
+
 At least once: what was published and not noted is published again after a crash, under the same id, which the broker
 drops within its window. It is no source of truth; whoever missed events reads them from the log's read models.
 """
@@ -25,6 +27,7 @@ from nats.js.errors import APIError
 from aggregates.base import Event
 from engine import crash_points
 from engine.broker import Message, Publisher
+from engine.mapper import Stranger
 from engine.messages import CloudEvent, event_subject
 from engine.partitions import OUTBOX, Listener, Ownership, Sole, fences_of
 from engine.store import Conflict, EventStore, Stored
@@ -129,8 +132,7 @@ class Outbox(Listener):
     async def _message(self, stored: Stored) -> Message:
         project = self._projects.get(stored.aggregate_id)
         if project is None:
-            first = (await self._store.events_of(stored.aggregate_id))[0]
-            project = self._projects[stored.aggregate_id] = first.project
+            project = self._projects[stored.aggregate_id] = await self._store.project_of(stored.aggregate_id)
         kind, _, name = stored.topic.partition(".")
         event = cloud_event(stored, project, kind, name)
         return Message(event_subject(project, kind, stored.aggregate_id, name), msgspec.json.encode(event), event.id)
@@ -138,9 +140,10 @@ class Outbox(Listener):
 
 def cloud_event(stored: Stored, project: str, kind: str, name: str) -> CloudEvent:
     """The event as the wire shows it: the library's own fields go to the envelope, the facts stay in `data`."""
-    data: dict[str, Any] = msgspec.to_builtins(stored.event)
-    time: datetime = stored.event.timestamp
-    for field in ("originator_id", "originator_version", "originator_topic", "timestamp"):
+    event = stored.event
+    data: dict[str, Any] = dict(event.state) if isinstance(event, Stranger) else msgspec.to_builtins(event)
+    time: datetime = event.timestamp
+    for field in ("originator_id", "originator_version", "originator_topic", "timestamp", "class_version"):
         data.pop(field, None)
     return CloudEvent(
         id=f"{stored.aggregate_id}:{stored.version}",

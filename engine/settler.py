@@ -27,6 +27,7 @@ from engine import crash_points
 from engine.clock import Now, monotonic, utc_now
 from engine.clouds.port import FinalError, PayError, UnknownOutcomeError, permit
 from engine.hot import HotAggregates, Turn
+from engine.mapper import UnknownEventError
 from engine.partitions import Listener, Ownership, Sole, range_of, range_of_aggregate
 from engine.store import Conflict, EventStore
 from engine.tasks import end
@@ -180,6 +181,8 @@ class Settler(Listener):
                     least = self._least_pause(turn.aggregate, owed)
                 if await self._pause(aggregate_id, pause_until, deadline, least):
                     await self._step(owed, deadline)
+            except UnknownEventError:
+                return  # written to by a newer version, which goes on with it
             except Conflict as lost:
                 # Somebody else writes as well, and may call the cloud.
                 taken_up = False

@@ -118,11 +118,20 @@ class EventLog:
 
     def read(self, after: int, limit: int) -> list[Stored]:
         """Up to `limit` events after the position. Raises `UnknownEventError`."""
+        return self._read(after, limit, self.mapper.to_domain_event)
+
+    def read_any(self, after: int, limit: int) -> list[Stored]:
+        """The same, with a `Stranger` for each event that this version does not know."""
+        return self._read(after, limit, self.mapper.to_event_or_stranger)
+
+    def _read(self, after: int, limit: int, decode: Callable[[Any], Any]) -> list[Stored]:
         notifications = self.recorder.select_notifications(after, limit, inclusive_of_start=False)
-        return [
-            Stored(n.id, _uuid(n.originator_id), n.originator_version, n.topic, self.mapper.to_domain_event(n))
-            for n in notifications
-        ]
+        return [Stored(n.id, _uuid(n.originator_id), n.originator_version, n.topic, decode(n)) for n in notifications]
+
+    def project_of(self, aggregate_id: UUID) -> str:
+        """The project that the aggregate's first event names, whatever version wrote it."""
+        (first,) = self.recorder.select_events(aggregate_id, limit=1)
+        return str(self.mapper.to_event_or_stranger(first).project)
 
     def end(self) -> int:
         """The position of the last event; 0 when there is none."""
@@ -157,7 +166,15 @@ class EventLog:
             for notification in page:
                 found[_uuid(notification.originator_id)] = notification.topic == HealthWatched.TOPIC
             after = page[-1].id
-        return [fold(self.events_of(health_id)) for health_id, watched in found.items() if watched]
+        return [health for health_id, watched in found.items() if watched for health in self._readable(health_id)]
+
+    def _readable(self, aggregate_id: UUID) -> list[Any]:
+        """The aggregate, or nothing where a newer version has written to it: that is left to others."""
+        try:
+            return [fold(self.events_of(aggregate_id))]
+        except UnknownEventError as unknown:
+            log.warning("left_to_others", aggregate_id=str(aggregate_id), topic=unknown.topic)
+            return []
 
     def close(self) -> None:
         """Close the connections."""
@@ -414,8 +431,12 @@ class EventStore:
         return await self._reading(self.log.watched)
 
     async def read(self, after: int, limit: int) -> list[Stored]:
-        """Up to `limit` events of the log after the position."""
-        return await self._reading(self.log.read, after, limit)
+        """Up to `limit` events of the log after the position; a `Stranger` for one that is not known."""
+        return await self._reading(self.log.read_any, after, limit)
+
+    async def project_of(self, aggregate_id: UUID) -> str:
+        """The project of an aggregate."""
+        return await self._reading(self.log.project_of, aggregate_id)
 
     async def _reading(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await self._waited_for(self._readers, functools.partial(function, *args, **kwargs))
