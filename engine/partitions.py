@@ -234,7 +234,7 @@ class Leases(Ownership):
             began = monotonic()
             try:
                 await self._renew(began)
-            except KeyWrongLastSequenceError as gone:
+            except (KeyWrongLastSequenceError, KeyNotFoundError) as gone:
                 log.warning("lease_gone", worker=self.id, error=str(gone))
                 self._lose_all()
             except _BROKER_AWAY as away:
@@ -328,6 +328,7 @@ class Leases(Ownership):
         await self._cut_off(rows.values(), living, lease)
         wanted = share_out(living)
         ours = [name for name in RANGES if wanted[name] == self.id]
+        await self._let_go_of_leftovers(rows, ours)
         await self._take({n: rows.get(n, _NOBODYS) for n in ours if n not in self.held}, living, lease)
         leaving = {name for name in self.held if wanted[name] != self.id} - self._leaving
         if leaving:
@@ -335,6 +336,16 @@ class Leases(Ownership):
             task = asyncio.create_task(self._hand_over(leaving), name="hand-over")
             self._handing_over.add(task)
             task.add_done_callback(self._handing_over.discard)
+
+    async def _let_go_of_leftovers(self, rows: Mapping[str, RangeRow], ours: Collection[str]) -> None:
+        """What stands as ours from an earlier lease, and should be another's: nobody else can take it while we live."""
+        left = [
+            Fence(name, row.epoch)
+            for name, row in rows.items()
+            if row.owner == self._owner and name not in self.held and name not in ours
+        ]
+        if left:
+            await self._store.release_ranges(self._owner, left)
 
     async def _cut_off(self, rows: Collection[RangeRow], living: set[str], lease: _Lease) -> None:
         """Whoever does not live any more may stand still inside a transaction, and would hold up everybody."""
@@ -386,7 +397,7 @@ class Leases(Ownership):
         try:
             await self._store.release_ranges(self._owner, let_go)
         except _STORE_AWAY as away:
-            # They stand as ours until we are asked again; then we take and hand over once more.
+            # They stand as ours until the next look, which lets go of them.
             log.warning("ranges_not_released", worker=self.id, error=repr(away))
 
     def _lose_all(self) -> None:

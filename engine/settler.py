@@ -114,7 +114,7 @@ class Settler(Listener):
         self._gained.difference_update(ranges)
         for aggregate_id, task in list(self._tasks.items()):
             if range_of_aggregate(aggregate_id) in ranges:
-                del self._tasks[aggregate_id], self._changed[aggregate_id]
+                self._forget(aggregate_id)
                 self._again.discard(aggregate_id)
                 self._ending.add(task)
                 task.cancel()
@@ -136,10 +136,10 @@ class Settler(Listener):
     def _ended(self, aggregate_id: UUID, task: asyncio.Task[None]) -> None:
         if self._tasks.get(aggregate_id) is not task:
             self._ending.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.warning("settle_broke_after_the_range_was_lost", aggregate_id=str(aggregate_id), exc_info=error)
             return
-        del self._tasks[aggregate_id], self._changed[aggregate_id]
-        self._unanswered.pop(aggregate_id, None)
-        self._retry.pop(aggregate_id, None)
+        self._forget(aggregate_id)
         if task.cancelled():
             return
         if (error := task.exception()) is not None:
@@ -148,6 +148,11 @@ class Settler(Listener):
         elif aggregate_id in self._again:
             self._again.discard(aggregate_id)
             self.wake(aggregate_id)
+
+    def _forget(self, aggregate_id: UUID) -> None:
+        del self._tasks[aggregate_id], self._changed[aggregate_id]
+        self._unanswered.pop(aggregate_id, None)
+        self._retry.pop(aggregate_id, None)
 
     def _on_commit(self, events: Sequence[Event]) -> None:
         for event in events:

@@ -88,6 +88,7 @@ class Workers:
     def __init__(
         self, directory: Path, broker: Broker, url: str, store: EventStore, cloud: Path, publisher: Publisher
     ) -> None:
+        self.broker = broker
         self.store = store
         self.publisher = publisher
         self.far_side = FarSide(cloud)
