@@ -390,6 +390,7 @@ class _Batch:
         self._now = now
         self._turns: dict[UUID, Turn] = {}
         self._records: dict[UUID, CommandAccepted | CommandRejected] = {}
+        self._keys: dict[int, UUID] = {}  # of the records, by the message's sequence
         self._known: set[UUID] = set()
         self._absent: set[UUID] = set()
         self.at: int | None = None  # which message is being decided
@@ -434,7 +435,10 @@ class _Batch:
 
     async def _look_up(self, batch: Sequence[Received]) -> None:
         """Which records and aggregates there are, in one read. What this worker's inbox does not make, nobody makes."""
-        records = {record_id(r.subject.project, r.command_id) for r in batch if r.command_id is not None}
+        for each in batch:
+            if each.command_id is not None:
+                self._keys[each.sequence] = record_id(each.subject.project, each.command_id)
+        records = set(self._keys.values())
         named = {r.wish.aggregate_id for r in batch if r.wish is not None}
         cold = {aggregate_id for aggregate_id in named if aggregate_id not in self._hot}
         self._known = await self._store.existing(records | cold)
@@ -451,7 +455,7 @@ class _Batch:
     async def _decide(self, received: Received, stack: AsyncExitStack) -> Decision:
         if received.command_id is None:
             return _unrecorded(received, received.refusal or Refusal("malformed", "the message is no command"))
-        key = record_id(received.subject.project, received.command_id)
+        key = self._keys[received.sequence]
         earlier = self._records.get(key)
         if earlier is None and key in self._known:
             earlier = await self._store.decision(received.subject.project, received.command_id)

@@ -19,6 +19,7 @@ from eventsourcing.sqlite import SQLiteAggregateRecorder, SQLiteCursor, SQLitePr
 from psycopg import Cursor
 from psycopg.rows import DictRow
 from psycopg.sql import SQL, Identifier
+from psycopg.types.numeric import Int8
 
 from engine.databases import APPLICATION, BoundedPostgresDatastore
 
@@ -63,6 +64,7 @@ _TAKE = (
     "SET epoch = {0}.epoch + 1, owner = excluded.owner WHERE {0}.epoch = {1} RETURNING epoch"
 )
 _RELEASE = "UPDATE {0} SET owner = NULL WHERE name = {1} AND epoch = {1} AND owner = {1}"
+_ROWS_AT_MOST = 128  # of one statement, of four values each
 _TAKEOVER_WAITS = 2  # seconds that a takeover waits for whoever writes in the range just now
 
 
@@ -72,6 +74,30 @@ def _assert_fences(fences: Sequence[Fence], epochs: Mapping[str, int]) -> None:
             raise FencedError(
                 f"range {fence.range} was taken over: epoch {fence.epoch} has passed, now {epochs.get(fence.range)}"
             )
+
+
+def _reached(positions: Sequence[Tracking]) -> dict[str, int]:
+    """The last position under each name. Raises `IntegrityError` when one does not go on from the one before it."""
+    reached: dict[str, int] = {}
+    for position in positions:
+        if reached.get(position.application_name, -1) >= position.notification_id:
+            raise IntegrityError(f"{position.application_name} is past {position.notification_id} already")
+        reached[position.application_name] = position.notification_id
+    return reached
+
+
+def _assert_reached(positions: Mapping[str, int], written: Collection[str]) -> None:
+    for name in positions.keys() - set(written):
+        raise IntegrityError(f"{name} is past {positions[name]} already")
+
+
+def _changed(owing: Sequence[OwingChange]) -> tuple[list[tuple[UUID, int]], list[UUID]]:
+    """Who owes in the end, with the partition, and who does not."""
+    last = {change.aggregate_id: change for change in owing}
+    return (
+        [(change.aggregate_id, change.partition) for change in last.values() if change.owes],
+        [change.aggregate_id for change in last.values() if not change.owes],
+    )
 
 
 class SQLiteEventRecorder(SQLiteProcessRecorder):
@@ -95,17 +121,46 @@ class SQLiteEventRecorder(SQLiteProcessRecorder):
             names = [fence.range for fence in extras.fences]
             c.execute(f"SELECT name, epoch FROM ranges WHERE name IN ({_marks(names)})", names)  # noqa: S608 - marks
             _assert_fences(extras.fences, {row[0]: row[1] for row in c.fetchall()})
-        returning = super()._insert_events(c, stored_events, **kwargs)
-        if extras is None:
-            return returning
-        for tracking in extras.positions:
+        returning = self._insert_rows(c, stored_events)
+        if (tracking := kwargs.get("tracking")) is not None:
             self._insert_tracking(c, tracking)
-        for change in extras.owing:
-            if change.owes:
-                c.execute("INSERT OR REPLACE INTO owing VALUES (?, ?)", (change.aggregate_id.hex, change.partition))
-            else:
-                c.execute("DELETE FROM owing WHERE aggregate_id = ?", (change.aggregate_id.hex,))
+        if extras is not None:
+            self._insert_extras(c, extras)
         return returning
+
+    def _insert_rows(self, c: SQLiteCursor, stored_events: Sequence[StoredEvent]) -> list[int]:
+        """The events' positions. Many rows go with one statement: between two, another thread may take the interpreter.
+
+        Statements have a power of two of rows each, so that there are few of them and each stays prepared.
+        """
+        returning: list[int] = []
+        while left := len(stored_events) - len(returning):
+            size = min(_ROWS_AT_MOST, 1 << (left.bit_length() - 1))
+            values: list[Any] = []
+            for stored in stored_events[len(returning) : len(returning) + size]:
+                originator_id = stored.originator_id
+                hexed = originator_id.hex if isinstance(originator_id, UUID) else originator_id
+                values += (hexed, stored.originator_version, stored.topic, stored.state)
+            marks = ",".join(("(?, ?, ?, ?)",) * size)
+            c.execute(f"INSERT INTO {self.events_table_name} VALUES {marks}", values)  # noqa: S608 - constants
+            last = c.lastrowid
+            returning.extend(range(last - size + 1, last + 1))
+        return returning
+
+    def _insert_extras(self, c: SQLiteCursor, extras: Extras) -> None:
+        positions = _reached(extras.positions)
+        if positions:
+            marks = ",".join(("(?, ?)",) * len(positions))
+            c.execute(
+                f"INSERT INTO tracking VALUES {marks} ON CONFLICT (application_name) "  # noqa: S608 - marks
+                "DO UPDATE SET notification_id = excluded.notification_id "
+                "WHERE tracking.notification_id < excluded.notification_id RETURNING application_name",
+                [value for position in positions.items() for value in position],
+            )
+            _assert_reached(positions, [row[0] for row in c.fetchall()])
+        owing, settled = _changed(extras.owing)
+        c.executemany("INSERT OR REPLACE INTO owing VALUES (?, ?)", [(each.hex, part) for each, part in owing])
+        c.executemany("DELETE FROM owing WHERE aggregate_id = ?", [(each.hex,) for each in settled])
 
     def select_owing(self) -> list[tuple[UUID, int]]:
         """Aggregates in owing states, with their partitions."""
@@ -210,18 +265,50 @@ class PostgresEventRecorder(PostgresProcessRecorder):
             )
             _assert_fences(extras.fences, {row["name"]: row["epoch"] for row in curs.fetchall()})
         super()._insert_events(curs, stored_events, **kwargs)
-        if extras is None:
-            return
-        for tracking in extras.positions:
-            self._insert_tracking(curs, tracking)
-        for change in extras.owing:
-            if change.owes:
-                curs.execute(
-                    SQL("INSERT INTO {0} VALUES (%s, %s) ON CONFLICT (aggregate_id) DO NOTHING").format(self._owing),
-                    (change.aggregate_id, change.partition),
-                )
-            else:
-                curs.execute(SQL("DELETE FROM {0} WHERE aggregate_id = %s").format(self._owing), (change.aggregate_id,))
+        if extras is not None:
+            self._insert_extras(curs, extras)
+
+    def _insert_stored_events(self, curs: Cursor[DictRow], stored_events: Sequence[StoredEvent], **kwargs: Any) -> None:
+        """The library's statement with an array for each column: one of rows costs several times as much to write."""
+        del kwargs
+        self._lock_table(curs)
+        self._notify_channel(curs)
+        curs.execute(
+            SQL(
+                "INSERT INTO {0} (originator_id, originator_version, topic, state) "
+                "SELECT * FROM unnest(%b::uuid[], %b::bigint[], %b::text[], %b::bytea[]) RETURNING notification_id"
+            ).format(Identifier(self.datastore.schema, self.events_table_name)),
+            (
+                [each.originator_id for each in stored_events],
+                [Int8(each.originator_version) for each in stored_events],
+                [each.topic for each in stored_events],
+                [each.state for each in stored_events],
+            ),
+        )
+
+    def _insert_extras(self, curs: Cursor[DictRow], extras: Extras) -> None:
+        positions = _reached(extras.positions)
+        if positions:
+            curs.execute(
+                SQL(
+                    "INSERT INTO {0} SELECT * FROM unnest(%s::text[], %s::bigint[]) ON CONFLICT (application_name) "
+                    "DO UPDATE SET notification_id = excluded.notification_id "
+                    "WHERE {0}.notification_id < excluded.notification_id RETURNING application_name"
+                ).format(Identifier(self.datastore.schema, self.tracking_table_name)),
+                (list(positions), list(positions.values())),
+            )
+            _assert_reached(positions, [row["application_name"] for row in curs.fetchall()])
+        owing, settled = _changed(extras.owing)
+        if owing:
+            curs.execute(
+                SQL(
+                    "INSERT INTO {0} SELECT * FROM unnest(%s::uuid[], %s::integer[]) "
+                    "ON CONFLICT (aggregate_id) DO NOTHING"
+                ).format(self._owing),
+                ([each for each, _ in owing], [part for _, part in owing]),
+            )
+        if settled:
+            curs.execute(SQL("DELETE FROM {0} WHERE aggregate_id = ANY(%s)").format(self._owing), (settled,))
 
     def select_owing(self) -> list[tuple[UUID, int]]:
         """Aggregates in owing states, with their partitions."""

@@ -67,6 +67,39 @@ async def test_positions_of_many_partitions_are_committed_with_the_events(store:
     assert await store.position("commands/2/0") is None
 
 
+async def test_a_position_reached_twice_in_one_group_is_the_last_and_one_that_goes_back_is_refused(
+    store: EventStore,
+) -> None:
+    await store.commit([], positions=[Tracking("other", 1)])
+    results = await asyncio.gather(
+        *(store.commit([], positions=[Tracking("outbox", p), Tracking(f"p/{p}", 1)]) for p in (3, 7, 5, 9)),
+        return_exceptions=True,
+    )
+    assert [isinstance(result, Conflict) for result in results] == [False, False, True, False]
+    assert await store.position("outbox") == 9
+    assert [await store.position(f"p/{p}") for p in (3, 7, 5, 9)] == [1, 1, None, 1]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 127, 128, 129, 300])
+async def test_any_number_of_events_of_one_commit_stand_in_the_log_in_their_order(
+    store: EventStore, number: int
+) -> None:
+    instances = [requested() for _ in range(number)]
+    await store.commit([event for each in instances for event in each.collect_events()])
+    log = await store.read(0, number + 1)
+    assert [stored.aggregate_id for stored in log] == [each.id for each in instances]
+    assert [stored.position for stored in log] == sorted({stored.position for stored in log})
+
+
+async def test_who_owed_and_settled_in_one_group_is_not_in_the_index(store: EventStore) -> None:
+    waits, ends = requested(), requested()
+    first = [(waits.collect_events(), owes(waits)), (ends.collect_events(), owes(ends))]
+    settle(ends)
+    second = (ends.collect_events(), owes(ends))
+    await asyncio.gather(*(store.commit(events, owing=owing) for events, owing in [*first, second]))
+    assert await store.owing() == [(waits.id, 7)]
+
+
 async def test_the_index_lists_who_owes_and_forgets_who_settled(store: EventStore) -> None:
     owing, settled = requested(), active()
     await store.commit(owing.collect_events(), owing=owes(owing))
