@@ -2,6 +2,7 @@
 # make test    sets everything up and runs every test
 # make faults  breaks broker, store, disk and clock for a minute each; SEEDS=n for more
 # make lint    ruff, mypy, import contracts
+# make crash   kills real processes at every boundary of every operation, and prints what was lost, doubled or stuck
 # make bench   prints the figures, each with its ratio
 # make docs    writes the generated pages of docs/ again
 # make lock    resolves the dependencies again into requirements*.lock
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 # Needs uv (pipx install uv); only whoever changes dependencies does.
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 
-.PHONY: setup demo test faults lint bench docs mariadb lock clean
+.PHONY: setup demo test faults crash lint bench docs mariadb lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.ready
@@ -38,6 +39,9 @@ faults: setup
 
 demo: setup
 	$(BIN)/holdfast demo
+
+crash: setup
+	$(BIN)/python -m tests.crash $(CRASH)
 
 bench: setup mariadb
 	$(BIN)/python -m tests.benchmarks

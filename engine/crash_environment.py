@@ -1,4 +1,4 @@
-"""Has a process die, or a call of it fail, at the crash point that its environment names: for the crash matrix.
+"""Has a process die, or calls of it go wrong, at the crash points that its environment names: for the crash matrix.
 
 Does nothing, and costs nothing, unless `HOLDFAST_CRASH_AT` or `HOLDFAST_CRASH_RECORD` is set. It dies by SIGKILL, so
 that nothing is tidied up; it is no way to stop a process that is in use.
@@ -9,60 +9,124 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 
-from engine import crash_points
-from engine.clouds.port import FinalError
+import msgspec
 
-# `point:subject:occurrence`, or `@<file>` with one such line after the word `kill`, and lines `fail <owing state>`.
+from engine import crash_points
+from engine.clouds.port import FinalError, TransientError, UnknownOutcomeError
+
+# `point:subject:occurrence`, or `@<file>` with orders, one a line, which may change while the process runs.
 AT = "HOLDFAST_CRASH_AT"
 # A file to which a line `point:subject:occurrence` is added for each point that is passed.
 RECORD = "HOLDFAST_CRASH_RECORD"
 
-
-def listen() -> None:
-    """Do from now on what the environment says, in whatever this context starts."""
-    at, record = os.environ.get(AT), os.environ.get(RECORD)
-    if at or record:
-        crash_points.listener.set(_Listener(at or "", Path(record) if record else None))
+LOOKS = ("get_", "list_", "report")  # the beginnings of the names of calls that change nothing
 
 
-class _Listener:
-    """Counts the points passed since its orders were last changed, and carries the orders out."""
+class Orders(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to happen: where to die, and in which owing states calls go wrong.
 
-    def __init__(self, at: str, record: Path | None) -> None:
-        self._file = Path(at[1:]) if at.startswith("@") else None
+    `fail`: they fail for good, before they act. `stall`: they fail in a way that may pass. `unanswered`: the answer of
+    those that change something is lost. Points are counted from the beginning of the `run`, whatever is ordered in it.
+    """
+
+    run: str = ""
+    kill: str = ""
+    fail: frozenset[str] = frozenset()
+    stall: frozenset[str] = frozenset()
+    unanswered: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, text: str) -> Orders:
+        """The orders of a text with one in each line: the word and what it is about."""
+        orders = [tuple(line.split()) for line in text.splitlines() if line]
+        about = {word: frozenset(what for given, what in orders if given == word) for word in cls.__struct_fields__}
+        one = {word: next(iter(about[word]), "") for word in ("run", "kill")}
+        return msgspec.convert({**about, **one}, cls)
+
+    def __str__(self) -> str:
+        lines = []
+        for word in self.__struct_fields__:
+            value = getattr(self, word)
+            about = sorted(value) if isinstance(value, frozenset) else [value]
+            lines += [f"{word} {what}\n" for what in about if what]
+        return "".join(lines)
+
+
+class Listener:
+    """Carries orders out and counts the points passed. `die` does not return."""
+
+    def __init__(self, orders: Callable[[], Orders], die: Callable[[], None], record: Callable[[str], None]) -> None:
+        self._orders = orders
+        self._die = die
         self._record = record
-        self._read = b""
-        self._kill = at
-        self._failing: frozenset[str] = frozenset()
+        self._run = ""
         self._passed: Counter[tuple[str, str]] = Counter()
         # The owing state for which this context pays.
         self._owing: ContextVar[str] = ContextVar("owing", default="")
 
     def __call__(self, point: str, subject: str) -> None:
         """Die here, fail here, or go on."""
-        if self._file is not None:
-            self._take_orders(self._file)
+        orders = self._orders()
+        if orders.run != self._run:
+            self._run = orders.run
+            self._passed.clear()
         if point == "before_effect":
             self._owing.set(subject)
+        state = self._owing.get()
+        if point in ("call", "answer") and not state:
+            return  # it is no operation's
         self._passed[point, subject] += 1
         here = f"{point}:{subject}:{self._passed[point, subject]}"
-        if self._record is not None:
-            with self._record.open("a") as record:
-                record.write(f"{here}\n")
-        if here == self._kill:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if point == "call" and self._owing.get() in self._failing:
-            raise FinalError("guest_error", f"{subject} is refused in {self._owing.get()}, as the environment says")
+        self._record(here)
+        if here == orders.kill:
+            self._die()
+        if point == "call" and state in orders.fail:
+            raise FinalError("guest_error", f"{subject} is refused in {state}, as the environment says")
+        if point == "call" and state in orders.stall:
+            raise TransientError("guest_unreachable", f"{subject} fails in {state}, as the environment says")
+        if point == "answer" and state in orders.unanswered and not subject.startswith(LOOKS):
+            raise UnknownOutcomeError("guest_unreachable", f"{subject} has no answer in {state}, as ordered")
 
-    def _take_orders(self, file: Path) -> None:
-        read = file.read_bytes() if file.exists() else b""
-        if read == self._read:
-            return
-        self._read = read
-        self._passed.clear()
-        orders = [line.split(maxsplit=1) for line in read.decode().splitlines() if line]
-        self._kill = next((rest for word, rest in orders if word == "kill"), "")
-        self._failing = frozenset(rest for word, rest in orders if word == "fail")
+
+def listen() -> None:
+    """Do from now on what the environment says, in whatever this context starts."""
+    at, record = os.environ.get(AT, ""), os.environ.get(RECORD, "")
+    if not at and not record:
+        return
+    orders = _File(Path(at[1:])) if at.startswith("@") else _always(Orders(kill=at))
+    crash_points.listener.set(Listener(orders, _die, _appending(Path(record)) if record else lambda _: None))
+
+
+class _File:
+    """The orders that a file has now."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = ""
+        self._orders = Orders()
+
+    def __call__(self) -> Orders:
+        read = self._path.read_text() if self._path.exists() else ""
+        if read != self._read:
+            self._read, self._orders = read, Orders.read(read)
+        return self._orders
+
+
+def _always(orders: Orders) -> Callable[[], Orders]:
+    return lambda: orders
+
+
+def _appending(path: Path) -> Callable[[str], None]:
+    def record(here: str) -> None:
+        with path.open("a") as file:
+            file.write(f"{here}\n")
+
+    return record
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

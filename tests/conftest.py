@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.postgres import running_postgres
 
+LONGEST = ("test_killed_thirty_times", "test_matrix_in_virtual_time")
+
 _ordinal = itertools.count()
 
 
@@ -35,7 +37,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first, so that several processes end at about the same time."""
-    items.sort(key=lambda item: "test_killed_thirty_times" not in item.nodeid)
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -24,7 +24,7 @@ from engine.inbox import AGGREGATES
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 ID = UUID(int=1)
 
-Edge = tuple[str, str, str]  # the event, the state that was left, the state that was entered
+Edge = tuple[str, str, str, str]  # whose it is, the event, the state that was left, the state that was entered
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +82,7 @@ class _Walk:
         self.kind = kind
         self.aggregate: Any = aggregate
         self.edges: list[Edge] = []
+        self._whose = ""
 
     @property
     def state(self) -> str:
@@ -101,8 +102,7 @@ class _Walk:
     def after(self, command: Command) -> _Walk | None:
         """What this walk is after the command; None when that is refused or changes nothing."""
         walk = self._copy()
-        walk.edges = []
-        source = walk.state
+        source, walk.edges = walk.state, []
         try:
             if walk.aggregate is None:
                 if not command.creates:
@@ -112,7 +112,12 @@ class _Walk:
                 walk.aggregate.execute(addressed(command, walk.aggregate), _context())
         except Refusal:
             return None
+        # What follows a command about an operation is that operation's.
+        operation, walk._whose = self._whose, command.wire_name() + (" when parked" if self.parked else "")
         walk._took(source)
+        if walk.state == source:  # the same wherever it is sent
+            walk.edges = [(whose, event, "", "") for whose, event, _, _ in walk.edges]
+        walk._whose = operation if "operation_id" in command.__struct_fields__ else command.wire_name()
         return walk if walk.edges else None
 
     def paid(self) -> _Walk:
@@ -135,6 +140,14 @@ class _Walk:
             effect = aggregate.owes().effect.type_name
             aggregate.note("OperationParked", at=NOON, effect=effect, code="refused", message="as told")
         walk._took(source)
+        return walk
+
+    def hindered(self) -> _Walk:
+        """What it is once a try has failed in a way that may pass."""
+        walk = self._copy()
+        facts = {"effect": walk.aggregate.owes().effect.type_name, "code": "refused", "message": "as told"}
+        walk.aggregate.note("AttemptFailed", at=NOON, attempt=1, retry_at=NOON, **facts)
+        walk._took(walk.state)
         return walk
 
     @property
@@ -160,7 +173,8 @@ class _Walk:
         return walk
 
     def _took(self, source: str) -> None:
-        self.edges += [(type(event).__name__, source, self.state) for event in self.aggregate.collect_events()]
+        events = self.aggregate.collect_events()
+        self.edges += [(self._whose, type(event).__name__, source, self.state) for event in events]
 
 
 class Matrix:
@@ -172,23 +186,25 @@ class Matrix:
         self._interrupted: set[tuple[str, str, bool]] = set()
 
     def scenarios(self) -> list[Scenario]:
-        """Those that together show all there is. The same edge counts anew after another command, or after parking."""
+        """Those that together show all there is."""
         kept: list[Scenario] = []
-        shown: set[tuple[str, bool, Edge]] = set()
+        shown: set[Edge] = set()
         for found in self._found():
-            told = (found.operation, found.steps[-1].parked)
-            new = {edge for edge in found.shows if (*told, edge) not in shown}
-            if new:
-                shown |= {(*told, edge) for edge in new}
-                kept.append(msgspec.structs.replace(found, shows=frozenset(new)))
+            if new := found.shows - shown:
+                shown |= new
+                kept.append(msgspec.structs.replace(found, shows=new))
         return kept
 
     def _found(self) -> Iterator[Scenario]:
-        """All runs, from each settled state as it is reached by the fewest commands."""
+        """All runs, from each settled state as it is reached by the fewest commands, and none in between if it can."""
         origins: deque[tuple[tuple[Step, ...], _Walk]] = deque([((), _Walk(self._kind))])
-        reached = {""}
-        while origins:
-            before, origin = origins.popleft()
+        roundabout: deque[tuple[tuple[Step, ...], _Walk]] = deque()
+        reached: set[str] = set()
+        while origins or roundabout:
+            before, origin = (origins or roundabout).popleft()
+            if origin.state in reached:
+                continue
+            reached.add(origin.state)
             for command in self._commands:
                 begun = origin.after(command)
                 if begun is None or not begun.owing:
@@ -202,9 +218,7 @@ class Matrix:
                         ends=end.state,
                         shows=frozenset(end.edges),
                     )
-                    if end.state not in reached:
-                        reached.add(end.state)
-                        origins.append(((*before, *steps), end))
+                    (origins if len(steps) == 1 else roundabout).append(((*before, *steps), end))
 
     def _runs(self, steps: tuple[Step, ...], begun: _Walk) -> Iterator[tuple[tuple[Step, ...], _Walk]]:
         """Every way on from here: all goes well; each state fails, is left without an answer, is interrupted."""
@@ -233,6 +247,7 @@ class Matrix:
     def _interruptions(self, steps: tuple[Step, ...], walk: _Walk) -> Iterator[tuple[tuple[Step, ...], _Walk]]:
         if len(steps) >= MOST_STEPS:
             return
+        walk = walk if walk.parked else walk.hindered()
         for command in self._commands:
             step = Step(command=command, during=walk.state, parked=walk.parked)
             key = (repr(command), walk.state, walk.parked)
