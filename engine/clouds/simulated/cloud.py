@@ -7,8 +7,8 @@ are open at once. What a lost answer hides is seen by the next payment's look, o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -254,6 +254,7 @@ class SimulatedCloud:
     async def _ensure_volume(self, effect: effects.EnsureVolume, key: str) -> Facts:
         found: list[Volume] = await self._call("list_volumes", name=effect.name)
         volume = next((each for each in found if each.status != "deleting"), None)
+        made = volume is None
         if volume is None:
             volume = await self._change(
                 key,
@@ -265,9 +266,10 @@ class SimulatedCloud:
             )
         elif volume.size < effect.size:
             raise FinalError("conflict", f"volume {effect.name} has {volume.size} GiB already, not {effect.size}")
-        ready = await self._until(
-            "volume", self._volumes, volume, volume.id, lambda each: each.status in ("available", "in-use")
-        )
+        with _unrecorded(made):
+            ready = await self._until(
+                "volume", self._volumes, volume, volume.id, lambda each: each.status in ("available", "in-use")
+            )
         return {"volume_id": ready.id}
 
     async def _change_volume(
@@ -308,6 +310,7 @@ class SimulatedCloud:
     async def _ensure_server(self, effect: effects.EnsureServer, key: str) -> Facts:
         found: list[Server] = await self._call("list_servers", name=effect.name)
         server = found[0] if found else None
+        made = server is None
         if server is None:
             try:
                 server = await self._change(
@@ -326,7 +329,8 @@ class SimulatedCloud:
                     raise
         if server.port_id != effect.port_id:
             raise FinalError("conflict", f"server {effect.name} has port {server.port_id}, not {effect.port_id}")
-        ready = await self._until("server", self._servers, server, server.id, lambda each: each.status == "ACTIVE")
+        with _unrecorded(made):
+            ready = await self._until("server", self._servers, server, server.id, lambda each: each.status == "ACTIVE")
         return {"server_id": ready.id, "host": ready.host}
 
     async def _holder(self, effect: effects.EnsureServer) -> Server | None:
@@ -443,6 +447,19 @@ class SimulatedCloud:
         except FinalError as error:
             if error.code != "not_found":
                 raise
+
+
+@contextmanager
+def _unrecorded(made: bool) -> Iterator[None]:
+    """What this payment has made is on nobody's record until it is paid, and a list may not show it yet: an error in
+    between leaves the outcome unknown. If it is final, the next payment, which finds what was made, says so.
+    """
+    try:
+        yield
+    except PayError as error:
+        if not made:
+            raise
+        raise UnknownOutcomeError(error.code, error.message, retry_after=error.retry_after) from error
 
 
 def _refuse_in_use(kind: str, resource_id: str, holder: str | None) -> None:
