@@ -17,7 +17,7 @@ from aggregates.base import Failure, Intervention, Operation, Parked
 from aggregates.catalogue import Flavor
 from aggregates.effects import Database, User
 from aggregates.instance import Instance
-from aggregates.quota import Held, Quota
+from aggregates.quota import NOTHING, Held, Quota
 
 EVERY = 100  # versions between two snapshots of an aggregate
 
@@ -116,6 +116,14 @@ class QuotaSnapshot(Snapshot, frozen=True, kw_only=True):
     of: ClassVar[type[Any]] = Quota
 
     held: dict[UUID, Held]
+
+    def restore(self) -> Any:
+        """The quota as it was, with the sum that follows from what is held."""
+        quota = super().restore()
+        quota.total = NOTHING
+        for held in quota.held.values():
+            quota.total = quota.total.changed(NOTHING, held)
+        return quota
 
 
 CLASSES: dict[type[Any], type[Snapshot]] = {Instance: InstanceSnapshot, Quota: QuotaSnapshot}

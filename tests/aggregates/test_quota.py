@@ -6,12 +6,15 @@ from uuid import UUID
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aggregates.base import Refusal
 from aggregates.catalogue import Quota as Limits
 from aggregates.commands import Command, ReleaseQuota, ReserveQuota, Restart
 from aggregates.obligations import quota_id
 from aggregates.quota import Held, Quota
+from aggregates.snapshots import QuotaSnapshot
 from engine.store import fold
 from tests.support.given import CATALOGUE, context
 
@@ -24,10 +27,10 @@ def reserve(instance_id: UUID, ram: int = 512, volumes: int = 1) -> ReserveQuota
 
 def opened(*commands: Command, **limits: int) -> Quota:
     """A quota that has decided the commands, as its events tell it."""
-    given = context(catalogue=msgspec.structs.replace(CATALOGUE, quota=Limits(**limits)))
-    quota = Quota.create(quota_id("acme"), commands[0], given)
+    decided_in = context(catalogue=msgspec.structs.replace(CATALOGUE, quota=Limits(**limits)))
+    quota = Quota.create(quota_id("acme"), commands[0], decided_in)
     for command in commands[1:]:
-        quota.execute(command, given)
+        quota.execute(command, decided_in)
     known: Quota = fold(quota.collect_events())
     return known
 
@@ -44,6 +47,24 @@ def refusal(quota: Quota, command: Command, **limits: int) -> Refusal:
     assert quota.held == held
     assert list(quota.pending_events) == []
     return raised.value
+
+
+changes = st.lists(
+    st.one_of(
+        st.builds(reserve, st.uuids(version=4) | st.sampled_from([ONE, TWO]), st.integers(0, 9), st.integers(0, 9)),
+        st.builds(ReleaseQuota, instance_id=st.sampled_from([ONE, TWO])),
+    ),
+    min_size=1,
+)
+
+
+@given(changes)
+def test_the_sum_kept_is_that_of_what_is_held(commands: list[Command]) -> None:
+    quota = opened(*commands)
+    assert quota.total == Held(
+        ram=sum(held.ram for held in quota.held.values()), volumes=sum(held.volumes for held in quota.held.values())
+    )
+    assert vars(QuotaSnapshot.take(quota).restore()) == vars(quota)
 
 
 def test_the_first_command_opens_the_quota_and_is_decided() -> None:
