@@ -105,7 +105,7 @@ def main() -> None:
         content = [{**msgspec.to_builtins(each), "ratio": each.ratio} for each in figures]
         arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(content)) + b"\n")
     if arguments.write_docs and not broken:
-        write_document(figures)
+        write_document(figures, list(BENCHMARKS))
     if broken:
         sys.exit(f"broke: {', '.join(broken)}")
 

@@ -212,7 +212,7 @@ async def in_flight(scale: Scale) -> list[Figure]:
         stored = await asyncio.to_thread(_stored_bytes, store)
     return [
         Figure(
-            benchmark="in flight",
+            benchmark="in-flight",
             what=f"memory of a worker with {number} operations in flight, the simulated cloud's included",
             value=full.memory / MIB,
             unit="MiB",
@@ -221,7 +221,7 @@ async def in_flight(scale: Scale) -> list[Figure]:
             load=load(),
         ),
         Figure(
-            benchmark="in flight",
+            benchmark="in-flight",
             what="memory for one operation in flight",
             value=(full.memory - alone.memory) / number / 1024,
             unit="KiB",
