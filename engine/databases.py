@@ -33,6 +33,15 @@ _LOOK = 1.0
 _PASSES = frozenset({"25P03", "25006"})
 
 
+# PostgreSQL's words for a server that will take us in a while; all its other refusals stay until somebody acts.
+_SOON = ("starting up", "shutting down", "recovery", "too many", "connection slots")
+_BUSY = ("locked", "busy", "full", "unable to open database file")
+
+
+class StoreRefusedError(Exception):
+    """The event store cannot be used as it is, and waiting will not help. Code `store_refused`."""
+
+
 class StoreUnavailableError(Exception):
     """The event store cannot be used, and is not waited for any longer. Code `store_unavailable`."""
 
@@ -42,6 +51,36 @@ def is_unavailable(error: BaseException) -> bool:
     if isinstance(error, InternalError):
         return isinstance(error.__cause__, psycopg.Error) and error.__cause__.sqlstate in _PASSES
     return isinstance(error, (OperationalError, InterfaceError))
+
+
+def hindrance(url: str) -> str | None:
+    """Why the server at the URL does not take a connection just now; None when it does, or needs none.
+
+    Raises `StoreRefusedError`.
+    """
+    if not url.startswith(("postgresql:", "postgres:")):
+        return None
+    try:
+        psycopg.connect(url.partition("?")[0], connect_timeout=int(CONNECT)).close()
+    except psycopg.OperationalError as error:
+        words = " ".join(str(error).split())
+        if "FATAL:" in words and not any(each in words for each in _SOON):
+            said = words.partition("FATAL:")[2].strip()
+            raise StoreRefusedError(
+                f"store_refused: PostgreSQL does not take us ({said}); correct --store, or give its user what it lacks"
+            ) from None
+        return words
+    return None
+
+
+def refusal(error: PersistenceError) -> StoreRefusedError | None:
+    """What to say of an error in opening a store, if waiting does not help."""
+    if is_unavailable(error) and any(each in str(error) for each in (*_BUSY, *_SOON, "connection")):
+        return None
+    words = " ".join(str(error).split())
+    return StoreRefusedError(
+        f"store_refused: the event store cannot be opened ({words}); correct --store or its rights"
+    )
 
 
 # --- SQLite -------------------------------------------------------------------------------------------------------
@@ -195,7 +234,8 @@ class BoundedPostgresDatastore(PostgresDatastore):
             self.pool.drain()
 
     def close(self) -> None:
-        """Close the connections."""
+        """End all calls, and close the connections."""
+        self._deadlines.cut()
         self._deadlines.close()
         super().close()
 

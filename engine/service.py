@@ -32,7 +32,7 @@ from engine.guest.datastores.catalogue import available
 from engine.guests import Guests
 from engine.payer import GuestPort
 from engine.state import StateDirectory
-from engine.store import EventLog, EventStore, open_log, open_store
+from engine.store import EventLog, EventStore, open_log, open_store, when_available
 from engine.tasks import end, run_together
 from engine.vault import Vault
 from engine.worker import Worker
@@ -96,7 +96,7 @@ async def run_up(settings: Settings) -> None:
         process.add("worker", await process.worker(store, client, broker))
         nudge = _Nudge()
         store.listen(nudge)
-        events = process.open_log()
+        events = await process.open_log()
         reading = await process.connect("projector", broker)
         process.add("projector", run_projector(events, process.state.read_models, reading, wake=nudge))
         log.info("holdfast_up", broker=shown(process.url(broker)), state=str(process.state.root))
@@ -117,7 +117,7 @@ async def run_projections(settings: Settings) -> None:
     """A projector alone: follows the store's log and answers queries."""
     async with _process(settings) as process:
         client = await process.connect("projector", None)
-        process.add("projector", run_projector(process.open_log(), process.state.read_models, client))
+        process.add("projector", run_projector(await process.open_log(), process.state.read_models, client))
         await process.run()
 
 
@@ -135,15 +135,17 @@ class _Process:
         self._parts[name] = part
 
     async def open_store(self) -> EventStore:
-        """The event store, to write. Raises `StoreInUseError`."""
-        store = await asyncio.to_thread(open_store, self._settings.store(), lock=self.state.lock)
+        """The event store, to write; its database is waited for. Raises `StoreInUseError`, `StoreRefusedError`."""
+        url = self._settings.store()
+        store = await when_available(url, lambda: open_store(url, lock=self.state.lock))
         store.start()
         self._stack.push_async_callback(store.close)
         return store
 
-    def open_log(self) -> EventLog:
-        """The event store, to read."""
-        events = open_log(self._settings.store())
+    async def open_log(self) -> EventLog:
+        """The event store, to read; its database is waited for. Raises `StoreRefusedError`."""
+        url = self._settings.store()
+        events = await when_available(url, lambda: open_log(url))
         self._stack.callback(events.close)
         return events
 

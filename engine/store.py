@@ -35,7 +35,9 @@ from engine.databases import (
     StoreUnavailableError,
     forget_connections,
     give_up,
+    hindrance,
     is_unavailable,
+    refusal,
 )
 from engine.mapper import MsgspecMapper, UnknownEventError
 from engine.recorders import (
@@ -176,6 +178,10 @@ class EventLog:
             log.warning("left_to_others", aggregate_id=str(aggregate_id), topic=unknown.topic)
             return []
 
+    def give_up(self) -> None:
+        """End the calls under way: who is to end does not wait for a database that does not answer."""
+        give_up(self.recorder.datastore)
+
     def close(self) -> None:
         """Close the connections."""
         self.recorder.datastore.close()
@@ -218,7 +224,7 @@ class EventStore:
             log.warning("store_given_up", commits=len(self._pending), next="what was not committed is decided anew")
             self._task.cancel()
             await asyncio.wait((self._task,))
-        give_up(self._recorder.datastore)
+        self.log.give_up()
         for executor in (self._writer, self._readers, self._taker):
             await asyncio.to_thread(executor.shutdown, cancel_futures=True)
         await asyncio.to_thread(self.log.close)
@@ -461,6 +467,24 @@ def open_store(url: str, *, lock: Path | None = None) -> EventStore:
     """
     held = _acquire(lock) if lock is not None and url.startswith("sqlite:") else None
     return EventStore(_recorder(url, create=True), held)
+
+
+async def when_available(url: str, opening: Callable[[], R]) -> R:
+    """What `opening` the store at the URL gives, once its database is there. Raises `StoreRefusedError`."""
+    told = False
+    while True:
+        why = await asyncio.to_thread(hindrance, url)
+        if why is None:
+            try:
+                return await asyncio.to_thread(opening)
+            except PersistenceError as error:
+                if (refused := refusal(error)) is not None:
+                    raise refused from None
+                why = str(error)
+        if not told:
+            log.warning("store_unavailable", error=why, next="it is waited for: start it, or correct --store")
+        told = True
+        await asyncio.sleep(PAUSE[1])
 
 
 def _acquire(path: Path) -> int:

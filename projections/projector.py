@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -18,6 +18,7 @@ import structlog
 
 from engine import crash_points
 from engine.clock import monotonic
+from engine.databases import is_unavailable
 from projections.base import CannotApplyError, Log, ReadModels, StoredEvent
 from projections.commands import touched
 from projections.models import MODELS
@@ -27,6 +28,7 @@ _T = TypeVar("_T")
 
 PAGE = 500
 POLL = (0.05, 0.2)  # seconds between two looks at the log: just after events, and when nothing happens
+CLOSE_WITHIN = 5.0  # seconds for the page under way
 PAUSE = (0.2, 5.0)  # seconds before the log or the file is tried again after an error
 
 
@@ -62,12 +64,15 @@ class Projector:
         self._task = asyncio.create_task(self._follow(), name="projector")
 
     async def close(self) -> None:
-        """Finish the page under way, and stop."""
+        """Finish the page under way, unless the log stays away, and stop."""
         if self._task is not None:
-            async with self._turn:
-                self._task.cancel()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_WITHIN), self._turn:
+                    self._task.cancel()
+            self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._thread.shutdown()
+        self._log.give_up()
+        await asyncio.to_thread(self._thread.shutdown)
 
     # --- where it stands ------------------------------------------------------------------------------------------
 
@@ -148,7 +153,10 @@ class Projector:
                 async with self._turn:
                     moved = await self._step()
             except Exception as error:
-                log.exception("projector_interrupted", error=repr(error), retry_in=pause)
+                if not is_unavailable(error):
+                    log.exception("projector_interrupted", error=repr(error), retry_in=pause)
+                elif pause == PAUSE[0]:
+                    log.warning("store_unavailable", error=str(error), next="read models stand still until it is back")
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, PAUSE[1])
                 continue
@@ -185,7 +193,9 @@ class Projector:
     async def _read(self, position: int) -> Sequence[StoredEvent]:
         try:
             page = await self._in_thread(lambda: self._log.read(position, PAGE))
-        except Exception as error:  # noqa: BLE001 - it comes again when that one event's turn has come
+        except Exception as error:
+            if is_unavailable(error):
+                raise
             log.warning("page_not_read", after=position, error=str(error))
             # One event that cannot be read must not keep back those before it.
             page = await self._in_thread(lambda: self._log.read(position, 1))

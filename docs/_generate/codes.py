@@ -142,6 +142,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Look at the database; nothing that was acknowledged is lost.",
     ),
     "store_in_use": ("Another process writes this SQLite store.", "Stop it, or use a PostgreSQL store."),
+    "store_refused": (
+        "The event store cannot be opened as it is, and waiting would not help.",
+        "Correct `--store`, or give its user the right or the database that the message names.",
+    ),
     "stream_full": ("The broker's stream is full; the command was not stored.", "Let the engine catch up; try again."),
     "stream_mismatch": ("A stream has another configuration than needed.", "Change it as the message says."),
     "stream_refused": ("The broker does not take a stream.", "Give it the room or the right that it names."),

@@ -217,11 +217,20 @@ def _user(text: str | None) -> tuple[int, int] | None:
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
     from engine.clouds.port import PayError  # noqa: PLC0415 - see above
+    from engine.databases import StoreRefusedError  # noqa: PLC0415 - see above
     from engine.store import StoreInUseError  # noqa: PLC0415 - see above
     from projections.base import ProjectorRunningError  # noqa: PLC0415 - see above
 
     try:
         asyncio.run(main)
-    except (StoreInUseError, ProjectorRunningError, BrokerError, PayError, ValueError, OSError) as error:
+    except (
+        StoreInUseError,
+        StoreRefusedError,
+        ProjectorRunningError,
+        BrokerError,
+        PayError,
+        ValueError,
+        OSError,
+    ) as error:
         log.error("cannot_run", reason=str(error))  # noqa: TRY400 - the error says it all
         raise typer.Exit(1) from None

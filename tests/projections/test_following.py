@@ -105,6 +105,9 @@ class _Mended:
     def end(self) -> int:
         return self.log.end()
 
+    def give_up(self) -> None:
+        self.log.give_up()
+
 
 async def test_a_rebuild_sets_a_stopped_model_going_again(story: Story, models: ReadModels) -> None:
     story.settle(story.create())
@@ -172,6 +175,9 @@ class _Stranger:
 
     def end(self) -> int:
         return 2
+
+    def give_up(self) -> None:
+        """It never hangs."""
 
 
 class _Rose:
