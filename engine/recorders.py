@@ -13,10 +13,11 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from eventsourcing.persistence import IntegrityError, StoredEvent, Tracking
+from eventsourcing.persistence import DataError, IntegrityError, StoredEvent, Tracking
 from eventsourcing.postgres import PostgresAggregateRecorder, PostgresProcessRecorder
 from eventsourcing.sqlite import SQLiteAggregateRecorder, SQLiteCursor, SQLiteProcessRecorder
 from psycopg import Cursor
+from psycopg.errors import DivisionByZero
 from psycopg.rows import DictRow
 from psycopg.sql import SQL, Identifier
 from psycopg.types.numeric import Int8
@@ -227,7 +228,7 @@ class PostgresEventRecorder(PostgresProcessRecorder):
     """Events, positions and the owing index in one PostgreSQL schema."""
 
     # The library's own try each call ten times; here who calls waits for the database, and says so.
-    insert_events = inspect.unwrap(PostgresProcessRecorder.insert_events)
+    _insert_once = inspect.unwrap(PostgresProcessRecorder.insert_events)
     select_events = inspect.unwrap(PostgresProcessRecorder.select_events)
     select_notifications = inspect.unwrap(PostgresProcessRecorder.select_notifications)
     max_notification_id = inspect.unwrap(PostgresProcessRecorder.max_notification_id)
@@ -255,15 +256,35 @@ class PostgresEventRecorder(PostgresProcessRecorder):
             )
         )
 
+    def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int] | None:
+        """The library's, in one try, with what is to be committed beside the events."""
+        try:
+            returning: Sequence[int] | None = self._insert_once(stored_events, **kwargs)
+        except DataError as error:
+            if isinstance(error.__cause__, DivisionByZero):
+                raise FencedError("a range was taken over: its epoch has passed") from error
+            raise
+        return returning
+
+    def _assert_fences(self, curs: Cursor[DictRow], fences: Sequence[Fence]) -> None:
+        """Have the statement itself fail: to wait for its answer would cost each commit another way there and back.
+
+        The rows are shared until the commit, so that a takeover waits for it and reads what it wrote.
+        """
+        curs.execute(
+            SQL(
+                "SELECT 1 / (count(*) = %s)::int FROM (SELECT 1 FROM {0} AS owned "
+                "JOIN unnest(%s::text[], %s::bigint[]) AS fence(name, epoch) "
+                "ON owned.name = fence.name AND owned.epoch = fence.epoch FOR SHARE OF owned) AS standing"
+            ).format(self._ranges),
+            (len(fences), [fence.range for fence in fences], [fence.epoch for fence in fences]),
+        )
+
     def _insert_events(self, curs: Cursor[DictRow], stored_events: Sequence[StoredEvent], **kwargs: Any) -> None:
         extras: Extras | None = kwargs.get("extras")
         if extras is not None and extras.fences:
-            # Shared until the commit, so that a takeover waits for it, and whoever takes over reads what it wrote.
-            curs.execute(
-                SQL("SELECT name, epoch FROM {0} WHERE name = ANY(%s) FOR SHARE").format(self._ranges),
-                ([fence.range for fence in extras.fences],),
-            )
-            _assert_fences(extras.fences, {row["name"]: row["epoch"] for row in curs.fetchall()})
+            with curs.connection.cursor() as asserting:
+                self._assert_fences(asserting, extras.fences)
         super()._insert_events(curs, stored_events, **kwargs)
         if extras is not None:
             self._insert_extras(curs, extras)

@@ -37,6 +37,8 @@ async def test_a_passed_epoch_writes_nothing_though_the_version_fits(store: Even
     late = instance.collect_events()
     with pytest.raises(LostOwnership):
         await store.commit(late, positions=[Tracking("commands/1/7", 5)], fences=[old])
+    with pytest.raises(LostOwnership):
+        await store.commit([], positions=[Tracking("commands/1/8", 5)], fences=[new, old])
     assert len(await store.events_of(instance.id)) == 1
     assert await store.positions(["commands/1/7", "commands/1/8"]) == {}
     await store.commit(late, positions=[Tracking("commands/1/7", 5)], fences=[new])
