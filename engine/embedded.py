@@ -49,6 +49,8 @@ _ANSWER = 5.0  # seconds for one answer of its system account
 _LOOK_EVERY = 0.2
 _HEALTH_EVERY = 5.0
 _SLOWEST_RESTART = 30.0
+_DISK_FULL = (b"no space left on device", b"disk quota exceeded")  # its words, which are the system's
+_ROOM = 2 * MIB  # on its disk, for it to be worth a new start
 
 
 class EmbeddedBroker:
@@ -74,6 +76,8 @@ class EmbeddedBroker:
         self._patience = patience
         self._process: psutil.Process | None = None
         self._child: subprocess.Popen[bytes] | None = None
+        self._heard = 0  # how far its log was read
+        self._was_full = False
         self._system: Client | None = None
 
     @property
@@ -166,6 +170,8 @@ class EmbeddedBroker:
     # --- one server -----------------------------------------------------------------------------------------------
 
     async def _start_once(self) -> None:
+        await asyncio.to_thread(self._listen_to_log)
+        self._was_full = False
         await asyncio.to_thread(self._write_config)
         deadline = time.monotonic() + _READY_WITHIN
         while (spawned := await asyncio.to_thread(self._spawn)) is None:
@@ -269,6 +275,8 @@ class EmbeddedBroker:
                 looked = time.monotonic()
                 if looked - healthy > self._patience:
                     return f"no sign of health for {looked - healthy:.0f} s"
+                if await asyncio.to_thread(self._takes_nothing):
+                    return "its disk was full and has room again, which it does not notice by itself"
             await asyncio.sleep(_LOOK_EVERY)
 
     async def _end(self, grace: float) -> None:
@@ -372,6 +380,31 @@ accounts {{ include "accounts.conf" }}
         with socket.socket() as probe:
             probe.settimeout(1)
             return probe.connect_ex((_HOST, self._port)) == 0
+
+    def _takes_nothing(self) -> bool:
+        """Whether a full disk has made it refuse all that comes, and need not any more.
+
+        It goes on refusing what belongs into a file that it could not write once, and calls itself healthy.
+        """
+        said = self._listen_to_log()
+        if not self._was_full and any(words in said for words in _DISK_FULL):
+            log.error(
+                "broker_disk_full", directory=str(self._directory), next="make room: commands are refused till then"
+            )
+            self._was_full = True
+        return self._was_full and shutil.disk_usage(self._directory).free >= _ROOM
+
+    def _listen_to_log(self) -> bytes:
+        """What it has said since the last time."""
+        try:
+            with (self._directory / "nats-server.log").open("rb") as said:
+                length = said.seek(0, os.SEEK_END)
+                said.seek(self._heard if self._heard <= length else 0)
+                words = said.read()
+                self._heard = said.tell()
+        except FileNotFoundError:
+            return b""
+        return words
 
     def _complaint(self) -> str:
         """The last thing that the server said before it went."""

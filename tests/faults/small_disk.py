@@ -19,13 +19,13 @@ class SmallDisk:
 
     def __init__(self, directory: Path, *, mounted: bool) -> None:
         self.directory = directory
-        self._mounted = mounted
+        self.mounted = mounted
         self._filler = directory / "filler"
         self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(self) -> None:
         """No byte more can be written."""
-        if not self._mounted:
+        if not self.mounted:
             longest = max(each.stat().st_size for each in self.directory.iterdir())
             resource.setrlimit(resource.RLIMIT_FSIZE, (longest, self._limits[1]))
             return
