@@ -38,7 +38,7 @@ from tests.support.publisher import CREATE
 
 SECONDS = float(os.environ.get("HOLDFAST_FAULT_SECONDS", "2"))  # of one outage, or of a time of random faults
 SEEDS = range(int(os.environ.get("HOLDFAST_FAULT_SEEDS", "1")))
-OVER_WITHIN = 120.0
+OVER_WITHIN = 60.0
 
 COMMANDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("restart", {}),
@@ -90,6 +90,14 @@ class Load:
             return self.refused[error]
 
         await eventually(refused)
+
+    async def acknowledges(self, commands: int) -> None:
+        """Returns when the broker has acknowledged so many."""
+
+        async def acknowledged() -> bool:
+            return len(self.acknowledged) >= commands
+
+        await eventually(acknowledged)
 
     async def _lane(self) -> None:
         while not self._stopping.is_set():
