@@ -146,7 +146,8 @@ class MariaDB:
         run_program(
             [
                 *_loader(program), str(program), "--no-defaults", "--bootstrap", f"--datadir={data}",
-                f"--lc-messages-dir={share}", f"--character-sets-dir={share / 'charsets'}", "--skip-log-bin",
+                f"--tmpdir={self._temporary()}", f"--lc-messages-dir={share}",
+                f"--character-sets-dir={share / 'charsets'}", "--skip-log-bin",
                 "--log-warnings=0", "--enforce-storage-engine=", "--innodb-buffer-pool-size=32M",
                 "--innodb-log-file-size=16M", "--innodb-flush-method=nosync", "--innodb-flush-log-at-trx-commit=0",
             ],
@@ -154,14 +155,19 @@ class MariaDB:
             content="\n".join(parts).encode(),
         )  # fmt: skip
 
+    def _temporary(self) -> Path:
+        """Of its own: a server that starts removes the temporary tables of any other in its directory."""
+        folder = self.place.volume / "tmp"
+        folder.mkdir(exist_ok=True, mode=0o700)
+        return folder
+
     def configuration(self) -> Path:
         return self.place.directory / "my.cnf"
 
     def write_configuration(self, settings: Settings) -> None:
         share = self._share()
-        files, temporary = self.place.volume / "files", self.place.volume / "tmp"
-        for folder in (files, temporary):
-            folder.mkdir(exist_ok=True, mode=0o700)
+        files = self.place.volume / "files"
+        files.mkdir(exist_ok=True, mode=0o700)
         lines = {
             "innodb_buffer_pool_size": f"{clamp(settings.ram / 2, 16, 1 << 20)}M",
             "max_connections": str(clamp(settings.ram / 8, 30, 2000)),
@@ -172,7 +178,7 @@ class MariaDB:
             "innodb_flush_log_at_trx_commit": "1",
             **settings.overrides,
             "datadir": str(self.place.data),
-            "tmpdir": str(temporary),
+            "tmpdir": str(self._temporary()),
             "secure_file_priv": str(files),  # what the root account may read and write with SQL
             "lc_messages_dir": str(share),
             "character_sets_dir": str(share / "charsets"),
