@@ -25,7 +25,7 @@ from aggregates.base import Event, Failure, Lifecycled, Obligation, WrongFactsEr
 from aggregates.effects import Effect
 from engine import crash_points
 from engine.clock import Now, monotonic, utc_now
-from engine.clouds.port import FinalError, PayError, UnknownOutcomeError, permit
+from engine.clouds.port import FinalError, PayError, UnknownOutcomeError, others_act_until, permit
 from engine.hot import HotAggregates, Turn
 from engine.mapper import UnknownEventError
 from engine.partitions import Listener, Ownership, Sole, range_of, range_of_aggregate
@@ -74,6 +74,8 @@ class Settler(Listener):
         # On our own clock: until when a call that we noted may be carried out, and what failed is not tried again.
         self._unanswered: dict[UUID, float] = {}
         self._retry: dict[UUID, float] = {}
+        self._begun: set[UUID] = set()  # here, so that nobody can have paid for it before
+        self._taken_over: dict[UUID, tuple[int, float]] = {}
         store.listen(self._on_commit)
 
     @property
@@ -153,11 +155,16 @@ class Settler(Listener):
         del self._tasks[aggregate_id], self._changed[aggregate_id]
         self._unanswered.pop(aggregate_id, None)
         self._retry.pop(aggregate_id, None)
+        self._taken_over.pop(aggregate_id, None)
+        if aggregate_id not in self._again:
+            self._begun.discard(aggregate_id)
 
     def _on_commit(self, events: Sequence[Event]) -> None:
         for event in events:
             # It began an operation, or somebody intervened in one; all others are the settler's own.
             if hasattr(event, "operation") or hasattr(event, "intervention"):
+                if hasattr(event, "operation"):
+                    self._begun.add(event.originator_id)
                 self.wake(event.originator_id)
 
     # --- one aggregate --------------------------------------------------------------------------------------------
@@ -200,6 +207,11 @@ class Settler(Listener):
         one before a state that was entered by a command in the middle of an operation.
         """
         owed = _owed(turn)
+        begun_here = turn.aggregate_id in self._begun
+        self._begun.discard(turn.aggregate_id)
+        if owed is not None and not begun_here:
+            until = monotonic() + self._latest_effect.total_seconds()
+            self._taken_over[owed.aggregate_id] = (owed.entered, until)
         if owed is not None and (owed.effect.makes or turn.aggregate.overtaken):
             self._note_unanswered(turn.aggregate, owed.effect)
             await self._hot.commit(turn)
@@ -302,6 +314,8 @@ class Settler(Listener):
             waiting.cancel()
 
     async def _paying(self, owed: Obligation) -> Mapping[str, Any]:
+        entered, until = self._taken_over.get(owed.aggregate_id, (0, 0.0))
+        others_act_until.set(until if entered == owed.entered else 0.0)
         return await self._pay(owed.effect, owed.key)
 
     def _fail_late(self, aggregate: Lifecycled, deadline: datetime) -> None:

@@ -41,6 +41,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Name the file of the CA that signed its certificate, or correct the address.",
     ),
     "broker_unreachable": ("No broker took the connection in time.", "Start the broker, or correct the address."),
+    "call_in_flight": (
+        "A worker ended while it called the cloud, and that call may still be carried out.",
+        "Nothing: it is looked again, and called again when no call can be under way.",
+    ),
     "cancelled": (
         "The operation was cancelled, by `cancel_operation` or by a deletion.",
         "Look at the operation's `cancelled_by`.",

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from aggregates.catalogue import Catalogue
 from aggregates.effects import CloudEffect
+from engine.clock import monotonic
 
 Facts = Mapping[str, Any]
 
@@ -54,6 +55,21 @@ def check_permit() -> None:
     check = permit.get()
     if check is not None:
         check()
+
+
+# Until when, by the loop's time, a call of whoever paid the same before may still be carried out.
+others_act_until: ContextVar[float] = ContextVar("others_act_until", default=0.0)
+
+
+def check_alone() -> None:
+    """Every adapter asks before a call of which nothing keeps a second one from being carried out as well."""
+    remaining = others_act_until.get() - monotonic()
+    if remaining > 0:
+        raise TransientError(
+            "call_in_flight",
+            "a call of a process that has ended may still be carried out; it is not repeated before that is over",
+            retry_after=remaining,
+        )
 
 
 class Cloud(Protocol):

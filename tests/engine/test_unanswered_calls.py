@@ -120,3 +120,20 @@ async def test_where_every_call_is_answered_nothing_is_noted(
     assert (await engine.settled(instance_id)).unanswered_until is None
     assert (await publisher.send("delete_instance", instance_id))["accepted"]
     assert (await engine.settled(instance_id)).unanswered_until is None
+
+
+async def test_a_server_is_rebooted_once_though_the_worker_ended_while_the_call_was_under_way(
+    engine: Engine, publisher: Publisher
+) -> None:
+    far_side = CloudApi()
+    instance_id = await _begun(engine, publisher, SimulatedCloud(api=far_side, latest_effect=LATEST))
+    await engine.settled(instance_id)
+    far_side.faults.plan("reboot_server", Fault(kind=Kind.LATE, seconds=LATEST.total_seconds() / 2))
+    await publisher.send("reboot", instance_id)
+    await engine.until(instance_id, "reboot_server")
+    while not far_side.faults.injected:  # noqa: ASYNC110 - until the call has arrived
+        await asyncio.sleep(0.01)
+    await engine.stop()
+    await engine.start()
+    assert (await engine.settled(instance_id)).status == "ACTIVE"
+    assert [entry.action for entry in far_side.ledger].count("reboot") == 1

@@ -27,6 +27,7 @@ from engine.clouds.port import (
     PayError,
     TransientError,
     UnknownOutcomeError,
+    check_alone,
     check_permit,
 )
 from engine.clouds.simulated.api import (
@@ -382,6 +383,7 @@ class SimulatedCloud:
         Nothing fences these calls: one that is carried out late would undo what came after it. So a call whose answer
         is missing is not followed by another before it can act no more.
         """
+        check_alone()
         begun = monotonic()
         try:
             await self._change(key, name, id=server_id, **args)
