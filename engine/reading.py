@@ -59,6 +59,7 @@ class Reader:
         self._arrived: deque[Delivered] = deque()
         self._numbered = 0  # the consumer's number of the last message
         self._news = asyncio.Event()
+        self._woken = False
         self._lost = ""
 
     async def __aenter__(self) -> Reader:
@@ -76,8 +77,9 @@ class Reader:
 
     async def next(self, at_most: int) -> list[Delivered]:
         """The next messages, as many as there are; none after a while or `wake`. Raises `ConsumerLostError`."""
-        if not self._arrived:
+        if not self._arrived and not self._woken and not self._lost:
             await self._wait()
+        self._woken = False
         if self._lost and not self._arrived:
             raise ConsumerLostError(self._lost)
         taken = [self._arrived.popleft() for _ in range(min(at_most, len(self._arrived)))]
@@ -87,15 +89,16 @@ class Reader:
 
     def wake(self) -> None:
         """Have `next` return, with what there is."""
+        self._woken = True
         self._news.set()
 
     async def _wait(self) -> None:
+        self._news.clear()  # of what was handed out already
         try:
             async with asyncio.timeout(SILENCE):
                 await self._news.wait()
         except TimeoutError:
             self._lost = self._lost or f"nothing was heard of it within {SILENCE} s"
-        self._news.clear()
 
     async def _ask(self) -> None:
         """Keep requests under way for as many as may lie here."""

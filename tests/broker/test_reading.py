@@ -92,6 +92,24 @@ async def test_one_alone_comes_at_once_also_after_requests_have_expired(
         assert asked > 4
 
 
+async def test_it_does_not_return_empty_because_of_what_was_handed_out_already(client: Client) -> None:
+    async with await made(client) as reader:
+        await publish(client, 3)
+        assert await read(reader, 3) == [0, 1, 2]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await reader.next(10)
+
+
+async def test_being_woken_between_two_looks_is_not_forgotten(client: Client) -> None:
+    async with await made(client) as reader:
+        await publish(client, 1)
+        assert await read(reader, 1) == [0]
+        reader.wake()
+        async with asyncio.timeout(1):
+            assert await reader.next(10) == []
+
+
 async def test_it_is_woken(client: Client) -> None:
     async with await made(client) as reader:
         asyncio.get_running_loop().call_later(0.05, reader.wake)
