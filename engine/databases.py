@@ -34,7 +34,7 @@ _PASSES = frozenset({"25P03", "25006"})
 
 
 # PostgreSQL's words for a server that will take us in a while; all its other refusals stay until somebody acts.
-_SOON = ("starting up", "shutting down", "recovery", "too many", "connection slots")
+_SOON = ("starting up", "shutting down", "terminating", "recovery", "too many", "connection slots")
 _BUSY = ("locked", "busy", "full", "unable to open database file")
 
 

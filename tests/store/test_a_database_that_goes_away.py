@@ -174,46 +174,45 @@ async def test_a_connection_that_cannot_be_made_does_not_keep_the_writers_lock(
     await store.close()
 
 
-@pytest.mark.parametrize("how", ["pause", "kill"])
-async def test_a_postgresql_that_goes_away_is_waited_for(postgres_of_its_own: Postgres, how: str) -> None:
+async def test_a_postgresql_that_goes_away_is_waited_for(postgres_of_its_own: Postgres) -> None:
     server = postgres_of_its_own
     store = open_store(server.url)
     store.start()
-    before = requested()
-    await store.commit(before.collect_events())
-    getattr(server, how)()
-    after = [requested() for _ in range(3)]
-    waiting = [asyncio.create_task(store.commit(each.collect_events())) for each in after]
-    reading = asyncio.create_task(store.load(before.id))
-    await asyncio.sleep(2.5)
-    assert not [task for task in (*waiting, reading) if task.done()]
-    if how == "pause":
-        server.resume()
-    else:
-        server.start()
-    async with asyncio.timeout(30):
-        await asyncio.gather(*waiting)
-        assert (await reading).id == before.id
-    assert await store.existing(each.id for each in after) == {each.id for each in after}
+    for go, come_back in ((server.pause, server.resume), (server.kill, server.start)):
+        before = requested()
+        await store.commit(before.collect_events())
+        go()
+        after = [requested() for _ in range(3)]
+        waiting = [asyncio.create_task(store.commit(each.collect_events())) for each in after]
+        reading = asyncio.create_task(store.load(before.id))
+        await asyncio.sleep(2)
+        assert not [task for task in (*waiting, reading) if task.done()]
+        come_back()
+        async with asyncio.timeout(30):
+            await asyncio.gather(*waiting)
+            assert (await reading).id == before.id
+        assert await store.existing(each.id for each in after) == {each.id for each in after}
     await store.close()
 
 
-@pytest.mark.parametrize("how", ["pause", "kill"])
 async def test_the_store_is_closed_in_time_while_its_database_is_away(
-    postgres_of_its_own: Postgres, how: str, monkeypatch: pytest.MonkeyPatch
+    postgres_of_its_own: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stores, "CLOSE_WITHIN", 0.3)
-    store = open_store(postgres_of_its_own.url)
-    store.start()
-    await store.commit(requested().collect_events())
-    getattr(postgres_of_its_own, how)()
-    waiting = asyncio.create_task(store.commit(requested().collect_events()))
-    await asyncio.sleep(0.5)
-    began = time.monotonic()
-    await store.close()
-    assert time.monotonic() - began < 25
-    with pytest.raises(StoreUnavailableError):
-        await waiting
+    server = postgres_of_its_own
+    for go, come_back in ((server.pause, server.resume), (server.kill, server.start)):
+        store = open_store(server.url)
+        store.start()
+        await store.commit(requested().collect_events())
+        go()
+        waiting = asyncio.create_task(store.commit(requested().collect_events()))
+        await asyncio.sleep(0.5)
+        began = time.monotonic()
+        await store.close()
+        assert time.monotonic() - began < 25
+        with pytest.raises(StoreUnavailableError):
+            await waiting
+        come_back()
 
 
 def test_a_defect_is_not_waited_for() -> None:
