@@ -238,7 +238,7 @@ class Broker:
                 purged = self._stream(name).purge(request.get("seq"), request.get("filter"), request.get("keep") or 0)
                 return {"success": True, "purged": purged}
             case "STREAM", "MSG", ["GET", name]:
-                return self._stream(name).next_of(request["next_by_subj"], request["seq"])
+                return self._stream(name).told(self._asked_for(self._stream(name), request))
             case "STREAM", "MSG", ["DELETE", name]:
                 self._stream(name).delete(request["seq"])
                 return {"success": True}
@@ -252,6 +252,11 @@ class Broker:
                     raise ApiError(404, 10014, "consumer not found")
                 return {"success": True}
         raise ApiError(400, 10000, f"the simulation does not know {call}")
+
+    def _asked_for(self, stream: Stream, request: dict[str, Any]) -> Stored | None:
+        if "next_by_subj" in request:
+            return stream.next_of(request["next_by_subj"], request["seq"])
+        return self._direct(stream, "", request)
 
     def _stream(self, name: str) -> Stream:
         if name not in self.streams:

@@ -7,9 +7,10 @@ server's own. Consumers are those that the engine uses, which pull and do not ac
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -153,13 +154,21 @@ class Stream:
         sequences = self._by_subject.get(subject)
         return self.messages[sequences[-1]] if sequences else None
 
-    def next_of(self, subject: str, sequence: int) -> dict[str, Any]:
-        """The first message of the subjects that stands at the sequence or after. Raises `ApiError`."""
+    def next_of(self, subject: str, sequence: int) -> Stored | None:
+        """The first message of the subjects that stands at the sequence or after."""
         pattern = _pattern(subject)
         for stored in self.messages.values():
             if stored.sequence >= sequence and pattern.fullmatch(stored.subject):
-                return {"message": {"subject": stored.subject, "seq": stored.sequence}}
-        raise ApiError(404, 10037, "no message found")
+                return stored
+        return None
+
+    def told(self, stored: Stored | None) -> dict[str, Any]:
+        """What STREAM.MSG.GET answers. Raises `ApiError`."""
+        if stored is None:
+            raise ApiError(404, 10037, "no message found")
+        data = b64encode(stored.data).decode()
+        at = _time(self.created + timedelta(seconds=stored.at))
+        return {"message": {"subject": stored.subject, "seq": stored.sequence, "data": data, "time": at}}
 
     def delete(self, sequence: int) -> None:
         """Remove one message. Raises `ApiError`."""
