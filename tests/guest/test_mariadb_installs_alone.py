@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.guest.conftest import NewServer
 from tests.support.postgres import NOBODY
 
 
-async def test_temporary_tables_of_another_server_survive_an_installation(new_server: NewServer) -> None:
-    # A server that starts removes all that is named like this from where it keeps its own temporary tables.
+@pytest.fixture
+def table_of_another() -> Iterator[Path]:
+    """A temporary table in the system's directory for them. A server that starts there removes it."""
     descriptor, name = tempfile.mkstemp(prefix="#sql-temptable-", suffix=".MAI")
     if os.geteuid() == 0:  # databases then run as this user, who can remove its own files alone
         os.fchown(descriptor, NOBODY, NOBODY)
     os.close(descriptor)
-    try:
-        guest = new_server(("mariadb", "10.11"))
-        await guest.open()
-        await guest.prepare()
-        assert Path(name).exists()
-    finally:
-        Path(name).unlink(missing_ok=True)
+    yield Path(name)
+    Path(name).unlink(missing_ok=True)
+
+
+async def test_temporary_tables_of_others_survive_an_installation(
+    new_server: NewServer, table_of_another: Path
+) -> None:
+    guest = new_server(("mariadb", "10.11"))
+    await guest.open()
+    await guest.prepare()
+    assert os.path.exists(table_of_another)  # noqa: ASYNC240, PTH110 - one look at a local file
