@@ -100,6 +100,7 @@ class Drawn:
     def __init__(self, n: int | None = None, fault: Fault | None = None, times: int = 1) -> None:
         self.calls: list[Call] = []
         self.listening = False
+        self.met = asyncio.Event()
         self._n = n
         self._fault = fault
         self._times = times
@@ -114,6 +115,7 @@ class Drawn:
         if call.name != self.calls[self._n].name:
             return None
         self._times -= 1
+        self.met.set()
         return self._fault
 
 

@@ -29,42 +29,64 @@ from tests.support.given import NOON, context
 
 
 class Core:
-    """One instance in one engine."""
+    """One instance in one engine, which can die and be started anew."""
 
-    def __init__(self, site: Site, store: EventStore, instance_id: UUID) -> None:
-        self.site = site
-        self.instance_id = instance_id
-        self.cloud = SimulatedCloud(api=site.api)
-        self._guests = SimulatedGuests(agents=site.agents)
-        self._hot = HotAggregates(store)
-        self._settler = Settler(
-            store,
+    def __init__(self, site: Site, directory: Path, instance_id: UUID) -> None:
+        self._url = f"sqlite://{directory}/events.db"
+        self._site = site
+        self._instance_id = instance_id
+        self._up = asyncio.Lock()  # held by whoever uses the engine, and while it is down
+        self._store: EventStore
+        self._hot: HotAggregates
+        self._running: asyncio.Task[None]
+        self.cloud: SimulatedCloud
+
+    async def start(self) -> None:
+        """A process that knows nothing but the store."""
+        self._store = open_store(self._url)
+        self._store.start()
+        self._hot = HotAggregates(self._store)
+        self.cloud = SimulatedCloud(api=self._site.api)
+        self._guests = SimulatedGuests(agents=self._site.agents)
+        settler = Settler(
+            self._store,
             self._hot,
             self._pay,
             latest_effect=self.cloud.latest_effect,
             now=self.now,
             jitter=lambda: 0.5,
         )
+        self._running = asyncio.create_task(settler.run())
+
+    async def stop(self) -> None:
+        """Let go of everything; calls under way are the cloud's own."""
+        await end(self._running)
+        await self.cloud.close()
+        await self._store.close()
+
+    async def dies_after(self, moment: asyncio.Event, seconds: float) -> None:
+        """Have it end so long after the moment, and another one go on in its place."""
+        await moment.wait()
+        await asyncio.sleep(seconds)
+        async with self._up:
+            await self.stop()
+            await self.start()
 
     def now(self) -> datetime:
         """The wall clock, which goes with the loop."""
         return NOON + timedelta(seconds=monotonic())
 
-    async def run(self) -> None:
-        """Settle, until cancelled."""
-        await self._settler.run()
-
     async def settled(self, command: InstanceCommand) -> Instance:
         """The instance once the operation of the command has ended, or is parked."""
-        async with self._hot.turn(self.instance_id) as turn:
+        async with self._up, self._hot.turn(self._instance_id) as turn:
             asked = context(at=self.now(), catalogue=CATALOGUE)
             if isinstance(command, CreateInstance):
-                turn.aggregate = Instance.create(self.instance_id, command, asked)
+                turn.aggregate = Instance.create(self._instance_id, command, asked)
             else:
                 turn.aggregate.execute(command, asked)
             await self._hot.commit(turn)
         while True:
-            async with self._hot.turn(self.instance_id) as turn:
+            async with self._up, self._hot.turn(self._instance_id) as turn:
                 instance: Instance = turn.aggregate
             if instance.owes() is None or instance.parked is not None:
                 return instance
@@ -122,14 +144,15 @@ async def life(
     begins: Callable[[InstanceCommand], None],
     patience: float = 0.0,
     may_fail: bool = False,
-) -> None:
+    dies: asyncio.Event | None = None,
+) -> Instance:
     """Have the commands settled one after the other; after each, and `patience` seconds later, the cloud must hold what
-    the instance says. `begins` is told of each. An operation that fails, if it may, ends the life.
+    the instance says. `begins` is told of each. An operation that fails, if it may, ends the life. The engine dies
+    a moment after the event. Yields the instance as it is at the end.
     """
-    store = open_store(f"sqlite://{path}/events.db")
-    store.start()
-    core = Core(site, store, UUID(int=7))
-    running = asyncio.create_task(core.run())
+    core = Core(site, path, UUID(int=7))
+    await core.start()
+    dying = asyncio.create_task(core.dies_after(dies or asyncio.Event(), 0.5))
     try:
         for command in commands:
             begins(command)
@@ -146,6 +169,6 @@ async def life(
             if failed:
                 break
     finally:
-        await end(running)
-        await core.cloud.close()
-        await store.close()
+        await end(dying)
+        await core.stop()
+    return instance

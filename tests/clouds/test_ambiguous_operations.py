@@ -110,6 +110,13 @@ def test_every_call_of_every_operation_may_meet_every_fault(name: str) -> None:
         assert _changes(site) == undisturbed, f"{name}, call {n}, {call}: {called}"
 
 
+@each_operation
+def test_where_every_call_is_answered_nothing_is_noted_and_nothing_waited_for(name: str) -> None:
+    with directory() as path:
+        ended = run(life(Site(), _life(name), path, begins=lambda _: None), VirtualLoop())
+    assert ended.unanswered_until is None
+
+
 def _changes(site: Site) -> list[str]:
     """What the cloud has carried out; of volumes only whether as many are gone as were made."""
     changes = sorted(f"{entry.action} {entry.kind}" for entry in site.api.ledger)
@@ -118,6 +125,21 @@ def _changes(site: Site) -> list[str]:
         changes.remove("create volume")
         changes.remove("delete volume")
     return changes
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("called", ["takes_60_seconds", "acts_and_never_answers"])
+@each_operation
+def test_whoever_goes_on_after_a_death_reckons_with_the_call_that_was_under_way(name: str, called: str) -> None:
+    undisturbed = _changes(_lived(name, Drawn()))
+    for n, call in sorted({(n, call) for n, call, _ in _cells(name)}):
+        drawn = Drawn(n, FAULTS[called])
+        try:
+            site = _lived(name, drawn, dies=drawn.met, patience=LATEST * 1.5)
+        except AssertionError as failed:
+            raise AssertionError(f"{name}, call {n}, {call}: {called}") from failed
+        assert drawn.met.is_set()
+        assert _changes(site) == undisturbed, f"{name}, call {n}, {call}: {called}"
 
 
 @pytest.mark.parametrize("seed", range(6))
