@@ -114,10 +114,12 @@ class Settler(Listener):
     def lost(self, ranges: Collection[str]) -> None:
         """Stop at once there; nobody waits for a call under way, whose answer is no longer ours to record."""
         self._gained.difference_update(ranges)
+        # Others may pay for them meanwhile.
+        self._begun = {begun for begun in self._begun if range_of_aggregate(begun) not in ranges}
         for aggregate_id, task in list(self._tasks.items()):
             if range_of_aggregate(aggregate_id) in ranges:
-                self._forget(aggregate_id)
                 self._again.discard(aggregate_id)
+                self._forget(aggregate_id)
                 self._ending.add(task)
                 task.cancel()
 
