@@ -15,7 +15,7 @@ from nats.aio.client import Client
 
 from aggregates.catalogue import Catalogue
 from engine.clock import Now, utc_now
-from engine.clouds.port import Cloud
+from engine.clouds.port import Cloud, PayError, TransientError
 from engine.endpoints import Endpoints, Vault
 from engine.health import HealthMonitor
 from engine.hot import HotAggregates
@@ -31,6 +31,7 @@ from engine.tasks import run_together
 log = structlog.get_logger(__name__)
 
 CATALOGUE_AGE = 60.0  # seconds after which the cloud is asked again what it offers
+CATALOGUE_RETRY = 2.0  # seconds, while nothing is known of it
 
 
 class Worker:
@@ -65,7 +66,7 @@ class Worker:
         """Serve until cancelled. The store must be started; it is left open."""
         await self._cloud.start()
         try:
-            self._catalogue = await self._cloud.catalogue()
+            self._catalogue = await self._first_catalogue()
             await self._serve()
         finally:
             await self._cloud.close()
@@ -118,7 +119,19 @@ class Worker:
             raise RuntimeError("the cloud has not said yet what it offers")
         return self._catalogue
 
+    async def _first_catalogue(self) -> Catalogue:
+        """Without one nothing can be decided, so a cloud that is away is waited for."""
+        while True:
+            try:
+                return await self._cloud.catalogue()
+            except TransientError as error:
+                log.warning("no_catalogue", error=str(error), retry_in=CATALOGUE_RETRY)
+            await asyncio.sleep(CATALOGUE_RETRY)
+
     async def _refresh_catalogue(self) -> None:
         while True:
             await asyncio.sleep(CATALOGUE_AGE)
-            self._catalogue = await self._cloud.catalogue()
+            try:
+                self._catalogue = await self._cloud.catalogue()
+            except PayError as error:
+                log.warning("catalogue_not_refreshed", error=str(error), retry_in=CATALOGUE_AGE)
