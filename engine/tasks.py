@@ -27,15 +27,13 @@ async def run_together(**parts: Coroutine[Any, Any, Any]) -> None:
 
 async def end(*tasks: asyncio.Task[Any]) -> None:
     """Cancel the tasks and wait until they have ended, even if this is cancelled itself meanwhile."""
-    pending = {task for task in tasks if not task.done()}
     cancelled: asyncio.CancelledError | None = None
-    while pending:
+    while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()
         try:
-            _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN)
+            await asyncio.wait(pending, timeout=CANCEL_AGAIN)
         except asyncio.CancelledError as error:
             cancelled = error
-            pending = {task for task in pending if not task.done()}
     if cancelled is not None:
         raise cancelled

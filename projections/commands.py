@@ -53,10 +53,10 @@ def get(connection: sqlite3.Connection, project: str, command_id: str) -> Comman
     return answer
 
 
-def touched(page: Sequence[StoredEvent]) -> set[str]:
-    """The ids of commands and aggregates whose answer may be another one after these events."""
-    ids = {str(stored.aggregate_id) for stored in page}
-    ids.update(str(stored.event.command_id) for stored in page if stored.topic.startswith("command."))
+def touched(page: Sequence[StoredEvent]) -> dict[str, None]:
+    """The ids of commands and aggregates whose answer may be another one after these events, in their order."""
+    ids = dict.fromkeys(str(stored.aggregate_id) for stored in page)
+    ids.update(dict.fromkeys(str(stored.event.command_id) for stored in page if stored.topic.startswith("command.")))
     return ids
 
 

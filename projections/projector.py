@@ -29,6 +29,7 @@ _T = TypeVar("_T")
 PAGE = 500
 POLL = (0.05, 0.2)  # seconds between two looks at the log: just after events, and when nothing happens
 CLOSE_WITHIN = 5.0  # seconds for the page under way
+WOKEN = 1.0  # the same where `wake` tells of this process's own events: only others' are looked for
 PAUSE = (0.2, 5.0)  # seconds before the log or the file is tried again after an error
 
 
@@ -54,7 +55,7 @@ class Projector:
         self._end = max(self._positions.values())
         self._stopped: dict[str, CannotApplyError] = {}
         self._unread: set[str] = set()
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._waiting: dict[str, dict[asyncio.Event, None]] = {}
         self._listeners: list[Listener] = []
         self._turn = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -109,12 +110,12 @@ class Projector:
         event = asyncio.Event()
         keys = list(ids)
         for key in keys:
-            self._waiting.setdefault(key, set()).add(event)
+            self._waiting.setdefault(key, {})[event] = None
         try:
             yield event
         finally:
             for key in keys:
-                self._waiting[key].discard(event)
+                self._waiting[key].pop(event, None)
                 if not self._waiting[key]:
                     del self._waiting[key]
 
@@ -170,7 +171,7 @@ class Projector:
             await asyncio.sleep(poll)
             return
         try:
-            async with asyncio.timeout(poll):
+            async with asyncio.timeout(WOKEN):
                 await self._wake.wait()
         except TimeoutError:
             return

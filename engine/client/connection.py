@@ -28,6 +28,7 @@ DEFAULT_URL = "nats://127.0.0.1:4222"
 T = TypeVar("T")
 _TRY = 5.0  # seconds for one try of a call; a lost connection is noticed at the next one
 _ABSENT_GRACE = 2.0  # seconds for a stream or a responder to come (back) after a restart
+_PAUSE = 0.1  # seconds before an absent responder is asked again; doubled with each try
 _STREAM_FULL = frozenset({10047, 10077})  # the stream's or the account's storage is used up
 _TOO_LARGE = 10054
 
@@ -136,6 +137,7 @@ class Connection:
         absent = QueryFailed("no_responders", f"nobody answers {subject}; start the engine, or wait until it is up")
         body = msgspec.json.encode(payload)
         client = await self._open()
+        pause = _PAUSE
         while (left := deadline - monotonic()) > 0:
             try:
                 answer = await _cancellable(client.request(subject, body, timeout=left))
@@ -143,7 +145,8 @@ class Connection:
                 failure = absent
                 if monotonic() >= absent_until:
                     break
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(pause)
+                pause *= 2
             except nats.errors.TimeoutError:
                 break
             except nats.errors.MaxPayloadError:

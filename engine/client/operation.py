@@ -27,7 +27,7 @@ from engine.messages import PREFIX, Decision, Outcome, query_subject
 
 _ROUND = 5.0  # seconds that one waiting query may take before it is asked again
 _LOOK = 1.0  # seconds between two looks at the progress when no event comes
-_PAUSE = 0.2  # seconds before a query that found nothing yet is asked again
+_PAUSE = (0.2, 2.0)  # seconds before a query that found nothing yet is asked again: doubled up to the second
 _NOT_YET = frozenset({"not_found", "timeout", "overloaded", "no_responders"})
 
 
@@ -73,6 +73,7 @@ class Operation:
         self._connection = connection
         self._project = project
         self._decision: Decision | None = None
+        self._pause = _PAUSE[0]
 
     def __repr__(self) -> str:
         return f"Operation(id={self.id!r}, instance_id={self.instance_id!r})"
@@ -116,7 +117,7 @@ class Operation:
                     if outcome_of(record) is not Outcome.RUNNING:
                         return
                 try:
-                    async with asyncio.timeout(_left(deadline, _LOOK if record is not None else _PAUSE)):
+                    async with asyncio.timeout(_left(deadline, _LOOK if record is not None else _PAUSE[0])):
                         await changed.wait()
                 except TimeoutError:
                     continue
@@ -188,8 +189,10 @@ class Operation:
         except (QueryFailed, TimedOut) as e:
             if e.code not in _NOT_YET:
                 raise
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(self._pause)
+            self._pause = min(2 * self._pause, _PAUSE[1])
             return None
+        self._pause = _PAUSE[0]
         return dict(answer)
 
     def _ended(self, record: dict[str, Any]) -> Result | None:

@@ -25,7 +25,7 @@ class Poller(Generic[T]):
 
     def __init__(self, look: Callable[[], Awaitable[Mapping[str, T]]]) -> None:
         self._look = look
-        self._waiting: set[_Waiter[T]] = set()
+        self._waiting: dict[_Waiter[T], None] = {}
         self._begun = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -36,13 +36,13 @@ class Poller(Generic[T]):
         """
         waiter = _Waiter(resource_id, reached, asyncio.get_running_loop().create_future())
         self._begun = monotonic()
-        self._waiting.add(waiter)
+        self._waiting[waiter] = None
         if self._task is None:
             self._task = asyncio.create_task(self._poll(), name="cloud-poller")
         try:
             return await waiter.future
         finally:
-            self._waiting.discard(waiter)
+            self._waiting.pop(waiter, None)
 
     async def _poll(self) -> None:
         permit.set(None)  # it serves waiters of several owners, and only looks
@@ -50,7 +50,7 @@ class Poller(Generic[T]):
             while self._waiting:
                 patience = min(max(SHORTEST, (monotonic() - self._begun) * _SHARE), LONGEST)
                 await asyncio.sleep(patience)
-                asked = frozenset(self._waiting)
+                asked = list(self._waiting)
                 if not asked:
                     return
                 try:
@@ -63,7 +63,9 @@ class Poller(Generic[T]):
                 for waiter in asked:
                     waiter.hear(found.get(waiter.resource_id))
                 # Those that heard leave in their own turn; until then they are not to be asked again.
-                self._waiting -= {waiter for waiter in asked if waiter.future.done()}
+                for waiter in asked:
+                    if waiter.future.done():
+                        self._waiting.pop(waiter, None)
         except BaseException as error:
             for waiter in self._waiting:
                 waiter.fail(error)
