@@ -4,6 +4,7 @@
 # make lint    ruff, mypy, import contracts
 # make crash   kills real processes at every boundary of every operation, and prints what was lost, doubled or stuck
 # make bench   prints the figures, each with its ratio
+# make simulate SEEDS=1000 [SEED=n [TRACE=1]] [HOURS=h]    simulates by seeds, or replays one
 # make docs    writes the generated pages of docs/ again
 # make lock    resolves the dependencies again into requirements*.lock
 
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 # Needs uv (pipx install uv); only whoever changes dependencies does.
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 
-.PHONY: setup demo test faults crash lint bench docs mariadb lock clean
+.PHONY: setup demo test faults crash lint bench simulate docs mariadb lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.ready
@@ -45,6 +46,9 @@ crash: setup
 
 bench: setup mariadb
 	$(BIN)/python -m tests.benchmarks
+
+simulate: setup
+	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),100) $(if $(SEED),--seed $(SEED)) $(if $(HOURS),--hours $(HOURS)) $(if $(TRACE),--trace)
 
 docs: setup
 	$(BIN)/python -m docs.generate

@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from engine.clock import Now
-from tests.simulation.streams import NANOSECONDS, ApiError, Consumer, Headers, Pull, Stored, Stream, matches
+from tests.simulation.streams import NANOSECONDS, ApiError, Consumer, Headers, Pull, Stored, Stream, matches, timestamp
 from tests.simulation.virtual_time import Process, current, virtual
 
 API = "$JS.API."
@@ -59,6 +59,7 @@ class Broker:
         self._wild: list[_Interest] = []
         self._heard: dict[str, list[_Interest]] = {}
         self._named = 0
+        self._batches: dict[str, list[tuple[str, bytes, Headers]]] = {}
 
     # --- for the world --------------------------------------------------------------------------------------------
 
@@ -75,8 +76,11 @@ class Broker:
         self.up = False
         for client in list(self.clients):
             self.disconnect(client)
-        for stream in self.streams.values():
+        for name, stream in list(self.streams.items()):
             stream.consumers.clear()
+            if stream.config.get("storage") == "memory":
+                del self.streams[name]
+        self._batches.clear()
         self.schedule(downtime, self._rise)
 
     def disconnect(self, client: SimulatedClient) -> None:
@@ -140,11 +144,19 @@ class Broker:
 
     def _store(self, stream: Stream, subject: str, reply: str, data: bytes, headers: Headers) -> None:
         answer: dict[str, Any]
+        batch_id = headers.get("Nats-Batch-Id")
+        if batch_id is not None:
+            self._batches.setdefault(batch_id, []).append((subject, data, headers))
+            if "Nats-Batch-Commit" not in headers:
+                return
         try:
-            sequence, duplicate = stream.store(subject, data, headers, virtual().time())
-            answer = {"stream": stream.config["name"], "seq": sequence}
-            if duplicate:
-                answer["duplicate"] = True
+            if batch_id is None:
+                sequence, duplicate = stream.store(subject, data, headers, virtual().time())
+                answer = {"stream": stream.config["name"], "seq": sequence}
+                if duplicate:
+                    answer["duplicate"] = True
+            else:
+                answer = self._store_batch(stream, batch_id, int(headers["Nats-Batch-Sequence"]))
         except ApiError as refused:
             answer = refused.answer
         for consumer in stream.consumers.values():
@@ -155,6 +167,13 @@ class Broker:
             self.faults["ack lost"] += 1
             return
         self._deliver(reply, "", json.dumps(answer).encode(), None)
+
+    def _store_batch(self, stream: Stream, batch_id: str, count: int) -> dict[str, Any]:
+        batch = self._batches.pop(batch_id)
+        if len(batch) != count:
+            raise ApiError(400, 10176, "atomic publish batch is incomplete")
+        sequence = stream.store_batch(batch, virtual().time())
+        return {"stream": stream.config["name"], "seq": sequence, "batch": batch_id, "count": count}
 
     def _deliver(self, subject: str, reply: str, data: bytes, headers: Headers | None) -> bool:
         """Hand it to all who hear the subject, one of each queue group; whether anybody does."""
@@ -218,7 +237,7 @@ class Broker:
         else:
             self._deliver(reply, "", json.dumps(answer).encode(), None)
 
-    def _called(  # noqa: PLR0911 - one for each call
+    def _called(  # noqa: C901, PLR0911 - one for each call
         self, call: str, request: dict[str, Any]
     ) -> dict[str, Any] | Stored | None:
         area, verb, *rest = call.split(".")
@@ -261,6 +280,7 @@ class Broker:
     def _stream(self, name: str) -> Stream:
         if name not in self.streams:
             raise ApiError(404, 10059, "stream not found")
+        self.streams[name].forget(virtual().time())
         return self.streams[name]
 
     def _create_stream(self, name: str, config: dict[str, Any]) -> Stream:
@@ -283,7 +303,7 @@ class Broker:
             "name": name,
             "stream_name": stream.config["name"],
             "config": config,
-            "created": stream.info()["created"],
+            "created": timestamp(stream.created),
             "num_pending": consumer.pending(),
         }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -122,11 +122,11 @@ class Stream:
         if subjects is not None:
             found = (s.subject for s in self.messages.values() if _pattern(subjects).fullmatch(s.subject))
             state["subjects"] = Counter(found)
-        return {"config": self.config, "created": _time(self.created), "state": state}
+        return {"config": self.config, "created": timestamp(self.created), "state": state}
 
     def store(self, subject: str, data: bytes, headers: Headers, now: float) -> tuple[int, bool]:
         """Take a message in; its sequence and whether it was there already. Raises `ApiError`."""
-        self._forget(now)
+        self.forget(now)
         message_id = headers.get("Nats-Msg-Id")
         if message_id is not None and message_id in self._seen:
             return self._seen[message_id][0], True
@@ -148,9 +148,18 @@ class Stream:
         self._keep_by_subject(stored)
         return self.last, False
 
+    def store_batch(self, batch: Sequence[tuple[str, bytes, Headers]], now: float) -> int:
+        """Take all in or none; the sequence of the last one. Raises `ApiError`."""
+        self.forget(now)
+        if any(headers.get("Nats-Msg-Id") in self._seen for _, _, headers in batch):
+            raise ApiError(400, 10201, "atomic publish batch contains duplicate message id")
+        for subject, data, headers in batch:
+            self.store(subject, data, headers, now)
+        return self.last
+
     def last_of(self, subject: str, now: float) -> Stored | None:
         """The last message of a subject."""
-        self._forget(now)
+        self.forget(now)
         sequences = self._by_subject.get(subject)
         return self.messages[sequences[-1]] if sequences else None
 
@@ -167,7 +176,7 @@ class Stream:
         if stored is None:
             raise ApiError(404, 10037, "no message found")
         data = b64encode(stored.data).decode()
-        at = _time(self.created + timedelta(seconds=stored.at))
+        at = timestamp(self.created + timedelta(seconds=stored.at))
         return {"message": {"subject": stored.subject, "seq": stored.sequence, "data": data, "time": at}}
 
     def delete(self, sequence: int) -> None:
@@ -222,7 +231,8 @@ class Stream:
         for sequence in sequences[:-most]:
             self._drop(sequence)
 
-    def _forget(self, now: float) -> None:
+    def forget(self, now: float) -> None:
+        """Drop what is too old by now."""
         window = (self.config.get("duplicate_window") or 0) / NANOSECONDS
         while self._seen and next(iter(self._seen.values()))[1] + window < now:
             self._seen.popitem(last=False)
@@ -256,5 +266,6 @@ def matches(pattern: str) -> re.Pattern[str]:
     return _pattern(pattern)
 
 
-def _time(at: datetime) -> str:
+def timestamp(at: datetime) -> str:
+    """A moment as the server writes it."""
     return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

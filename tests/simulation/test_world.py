@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from engine.clouds.port import FinalError
+from engine.clouds.simulated.faults import FAULTS, Call
 from tests.simulation.world import World, simulated
 
 CREATE: dict[str, Any] = {"name": "orders", "flavor": "small", "datastore": "postgresql", "volume_size": 1}
@@ -35,14 +36,14 @@ def test_a_life_from_create_to_delete() -> None:
         world.start_node()
         instance_id = await _a_life(world)
         assert world.aggregate(instance_id).state == "DELETED"
-        assert not any((await world.cloud.inventory()).values())
+        assert not any((await world.api.inventory()).values())
 
     simulated(1, scenario)
 
 
 def test_a_failure_is_undone_and_its_publisher_learns_why() -> None:
     async def scenario(world: World) -> None:
-        world.guests.fail("PrepareDatabase", FinalError("guest_error", "initdb: no space"))
+        world.failures.plan("PrepareDatabase", FinalError("guest_error", "initdb: no space"), 1)
         world.start_node()
         sent = await world.publisher().send("create_instance", world.new_id(), CREATE)
         assert (sent.outcome, sent.code) == ("failed", "guest_error")
@@ -67,7 +68,7 @@ def test_a_worker_that_dies_is_followed_by_one_that_goes_on(point: str) -> None:
         await _a_life(world)
         await supervising
         assert world.died_at == {point: 1}
-        created = [(entry.kind, entry.name) for entry in world.cloud.ledger if entry.action == "create"]
+        created = [(entry.kind, entry.name) for entry in world.api.ledger if entry.action == "create"]
         assert len(created) == len(set(created))
 
     simulated(3, scenario)
@@ -84,6 +85,21 @@ def test_the_broker_goes_and_comes_back() -> None:
         await life
 
     simulated(4, scenario)
+
+
+def test_a_cloud_that_is_away_for_a_while_ends_no_worker() -> None:
+    async def scenario(world: World) -> None:
+        for name in ("unavailable", "never_arrives", "unavailable"):
+            world.api.faults.plan("get_catalogue", FAULTS[name], times=2)
+        node = world.start_node()
+        await _a_life(world)
+        world.api.faults.plan("get_catalogue", FAULTS["unavailable"], times=3)
+        await asyncio.sleep(600)
+        assert not world.api.faults.due(Call(name="get_catalogue"))
+        assert not node.dead
+        await _a_life(world)
+
+    simulated(7, scenario)
 
 
 def _trace(seed: int) -> list[str]:

@@ -15,6 +15,8 @@ from concurrent.futures import Executor
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, NoReturn, TypeVar
 
+import nats.errors
+
 T = TypeVar("T")
 
 STUCK_AFTER = 2_000_000  # callbacks without any time passing: somebody turns in a circle
@@ -40,6 +42,7 @@ class Process:
         self.dead = False
         self.paused = False
         self._held: list[asyncio.Handle] = []
+        self._tasks: list[asyncio.Task[Any]] = []
 
     @property
     def running(self) -> bool:
@@ -52,7 +55,10 @@ class Process:
         loop.processes.append(self)
         context = copy_context()
         context.run(current.set, self)
-        return loop.create_task(main, name=self.name, context=context)
+        task = loop.create_task(main, name=self.name, context=context)
+        # The loop itself holds on to no task; one that waits for what only it knows would be collected.
+        self._tasks.append(task)
+        return task
 
     def kill(self) -> None:
         """End it at once."""
@@ -182,12 +188,19 @@ def virtual() -> VirtualLoop:
 def run(main: Coroutine[Any, Any, T], loop: VirtualLoop) -> T:
     """Run to the end; then let all that still runs go, the dead too, when nothing that they do counts any more."""
     asyncio.set_event_loop(loop)
+    loop.set_exception_handler(_unheard)
     try:
         return loop.run_until_complete(main)
     finally:
         _let_go(loop)
         asyncio.set_event_loop(None)
         loop.close()
+
+
+def _unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Nobody asks for the exceptions of the dead, nor for the answers that came after all."""
+    if not isinstance(context.get("exception"), (Died, nats.errors.Error)):
+        loop.default_exception_handler(context)
 
 
 def _let_go(loop: VirtualLoop) -> None:

@@ -12,8 +12,8 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from contextvars import Context
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,13 +25,15 @@ from uuid import UUID
 
 import structlog
 
-from aggregates.effects import CloudEffect, GuestEffect
 from aggregates.record import record_id
 from engine import crash_points
 from engine.broker import ensure_streams
-from engine.clouds.port import Cloud, Facts
-from engine.clouds.simulated import SimulatedCloud, SimulatedGuests
-from engine.payer import GuestPort
+from engine.clouds.port import Facts
+from engine.clouds.simulated import CloudApi, SimulatedAgents, SimulatedCloud
+from engine.clouds.simulated.failures import Failures
+from engine.clouds.simulated.faults import Call
+from engine.guests import Answer, Guests
+from engine.partitions import Leases
 from engine.store import EventLog, EventStore, fold, open_log, open_store
 from engine.tasks import run_together
 from engine.worker import Worker
@@ -44,7 +46,6 @@ T = TypeVar("T")
 
 BEGINNING = datetime(2026, 1, 31, 12, tzinfo=UTC)
 THREAD = 0.0008  # seconds that a call in a thread takes on average: a commit, a read
-STARTS_WITHIN = 1.0  # seconds after which a supervisor starts a worker that ended by itself anew
 
 
 class Wall:
@@ -64,24 +65,27 @@ class Wall:
 
 
 class Vault:
-    """Keeps secrets in memory."""
-
-    def __init__(self) -> None:
-        self.secrets: dict[str, str] = {}
+    """Keeps no secret: what stands for one is its reference."""
 
     def put(self, secret: str, *, project: str) -> str:
-        """Keep it; the reference."""
-        reference = f"vault:{project}-{len(self.secrets)}"
-        self.secrets[reference] = secret
+        """The reference."""
+        return f"vault:{project}:{secret}"
+
+    def get(self, reference: str, *, project: str) -> str:  # noqa: ARG002 - the port's signature
+        """The secret."""
         return reference
 
 
 class Node(Process):
-    """One worker process with its projections, as `holdfast up` runs them: can die, and be started anew."""
+    """One process of the engine: a worker, a projector, or both in one as `holdfast up` runs them.
 
-    def __init__(self, world: World, name: str) -> None:
+    Can be killed at any moment; somebody has to start another one then. `ended`: why it ended by itself.
+    """
+
+    def __init__(self, world: World, name: str, *, works: bool = True, projects: bool = True) -> None:
         super().__init__(name)
-        self.store: EventStore
+        self.works = works
+        self.projects = projects
         self.ended: BaseException | None = None
         self._world = world
         self._clients: list[SimulatedClient] = []
@@ -92,32 +96,49 @@ class Node(Process):
     async def main(self) -> None:
         """Serve until killed. Ends by itself only by a defect."""
         crash_points.listener.set(self._reached)
+        wake = asyncio.Event()
+        async with AsyncExitStack() as stack:
+            store = await self._open_store(stack, wake) if self.works else None
+            if self.projects:
+                events = open_log(self._world.store_url)
+                stack.callback(events.close)
+                projections = await Projections.start(
+                    events,
+                    self._world.models,
+                    await self._connect("projector"),
+                    wake=None if store is None else wake,
+                    now=self._world.wall,
+                )
+                stack.push_async_callback(projections.close)
+            if store is None:
+                await asyncio.Event().wait()
+            else:
+                await self._work(store)
+
+    async def _open_store(self, stack: AsyncExitStack, wake: asyncio.Event) -> EventStore:
+        store = open_store(self._world.store_url)
+        store._recorder.session = self._world.new_id().hex  # by which workers know each other on PostgreSQL
+        store.start()
+        stack.push_async_callback(store.close)
+        store.listen(lambda committed: wake.set() if committed else None)
+        return store
+
+    async def _work(self, store: EventStore) -> None:
         world = self._world
         client = await self._connect("worker")
         await ensure_streams(client.jetstream())
-        store = self.store = open_store(world.store_url)
-        store.start()
-        events = open_log(world.store_url)
-        cloud = FarCloud(world.cloud, world)
+        cloud = SimulatedCloud(api=FarApi(world.api, world), caller=self.name)
         worker = Worker(
             client,
             store,
-            cloud,
-            FarGuests(world.guests, world),
+            Payments(cloud, world),
+            Payments(Guests(FarAgents(world.agents, world), world.vault), world),
             world.vault,
+            ownership=Leases(client, store, now=world.wall) if world.shared else None,
             now=world.wall,
             jitter=world.random.random,
         )
-        wake = asyncio.Event()
-        store.listen(lambda committed: wake.set() if committed else None)
-        reading = await self._connect("projector")
-        projections = await Projections.start(events, world.models, reading, wake=wake, now=world.wall)
-        try:
-            await run_together(worker=worker.run())
-        finally:
-            await projections.close()
-            await store.close()
-            events.close()
+        await run_together(worker=worker.run())
 
     async def _connect(self, user: str) -> SimulatedClient:
         client = await self._world.broker.connect(f"{self.name}-{user}")
@@ -158,60 +179,84 @@ class Node(Process):
         raise Died(point, subject)
 
 
-class FarCloud:
-    """A cloud some way off: each effect takes a moment there and back."""
+class FarApi:
+    """The cloud's API some way off: a call that has arrived is carried out, whatever becomes of its caller."""
 
-    def __init__(self, cloud: Cloud, world: World) -> None:
-        self._cloud = cloud
+    def __init__(self, api: CloudApi, world: World) -> None:
+        self._api = api
         self._world = world
-        self.latest_effect = cloud.latest_effect
 
-    async def start(self) -> None:
-        """Nothing is to be taken up."""
+    async def call(self, call: Call) -> Any:
+        """Carry the call out and answer."""
+        await self._world.hop()
+        answer = await _beyond(self._api.call(call))
+        await self._world.hop()
+        return answer
+
+    async def inventory(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Everything there is."""
+        return await self._api.inventory()
 
     async def close(self) -> None:
-        """Other processes go on using it."""
-
-    async def catalogue(self) -> Any:
-        """What the cloud offers."""
-        await self._world.far()
-        return await self._cloud.catalogue()
-
-    async def pay(self, effect: CloudEffect, key: str) -> Facts:
-        """Make the effect true."""
-        await self._world.far()
-        facts = await self._cloud.pay(effect, key)
-        await self._world.far()
-        return facts
+        """Others go on using it."""
 
 
-class FarGuests:
-    """Guest agents some way off."""
+class FarAgents:
+    """The guests' agents some way off."""
 
-    def __init__(self, guests: GuestPort, world: World) -> None:
-        self._guests = guests
+    def __init__(self, agents: SimulatedAgents, world: World) -> None:
+        self._agents = agents
         self._world = world
 
-    async def pay(self, effect: GuestEffect, key: str) -> Mapping[str, Any]:
-        """Make the effect true."""
-        await self._world.far()
-        facts = await self._guests.pay(effect, key)
-        await self._world.far()
+    async def request(self, subject: str, payload: bytes, timeout: float) -> Answer:
+        """The answer of the agent."""
+        await self._world.hop()
+        answer = await _beyond(self._agents.request(subject, payload, timeout))
+        await self._world.hop()
+        return answer
+
+
+async def _beyond(work: Coroutine[Any, Any, T]) -> T:
+    """Have it done by nobody of ours, so that it goes on when this process is dead."""
+    return await asyncio.get_running_loop().create_task(work, context=Context())
+
+
+class Payments:
+    """Pays as the port does, but for the failures that a scenario has planned."""
+
+    def __init__(self, port: Any, world: World) -> None:
+        self._port = port
+        self._failures = world.failures
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._port, name)
+
+    async def pay(self, effect: Any, key: str) -> Facts:
+        """Make the effect true, or fail as planned."""
+        self._failures.raise_next(effect.type_name)
+        facts: Facts = await self._port.pay(effect, key)
         return facts
 
 
 class World:
-    """Everything there is. Make it with `simulated`, which runs a scenario in it."""
+    """Everything there is. Make it with `simulated`, which runs a scenario in it.
 
-    def __init__(self, seed: int, directory: Path, *, tracing: Callable[[str], None] | None = None) -> None:
+    `shared`: several workers may be started, which share the partitions out; else there must be one at most.
+    """
+
+    def __init__(
+        self, seed: int, directory: Path, *, shared: bool = False, tracing: Callable[[str], None] | None = None
+    ) -> None:
         self.seed = seed
+        self.shared = shared
         self.random = Random(seed)
         self.loop = VirtualLoop(thread_time=lambda: self.random.expovariate(1 / THREAD))
         self.wall = Wall(self.loop)
         self.broker = Broker(self.random, self.wall)
         self.vault = Vault()
-        self.cloud = SimulatedCloud(new_id=self.new_id)
-        self.guests = SimulatedGuests()
+        self.api = CloudApi(new_id=self.new_id)
+        self.agents = SimulatedAgents(serves=self.api.serves)
+        self.failures = Failures()
         self.store_url = f"sqlite://{directory}/events.db"
         self.models = directory / "models"
         self.nodes: list[Node] = []
@@ -230,8 +275,8 @@ class World:
         """An id that follows from the seed."""
         return UUID(int=self.random.getrandbits(128), version=4)
 
-    async def far(self) -> None:
-        """Wait as long as a message to the cloud takes."""
+    async def hop(self) -> None:
+        """Wait as long as a message to the cloud or a guest takes."""
         await asyncio.sleep(self.random.expovariate(2 / self.latency))
 
     @property
@@ -258,9 +303,10 @@ class World:
 
     # --- processes ------------------------------------------------------------------------------------------------
 
-    def start_node(self, name: str = "") -> Node:
-        """A new worker process. One that ends by itself is started anew a moment later, as a supervisor does."""
-        node = Node(self, name or f"node-{len(self.nodes) + 1}")
+    def start_node(self, name: str = "", *, works: bool = True, projects: bool | None = None) -> Node:
+        """A new process. It projects as well, unless workers are several and leave that to a projector."""
+        projects = not self.shared if projects is None else projects
+        node = Node(self, name or f"node-{len(self.nodes) + 1}", works=works, projects=projects)
         self.nodes.append(node)
         self.trace("starts", process=node.name)
         task = node.start(node.main())
@@ -274,7 +320,6 @@ class World:
         self.trace("ended", process=node.name, error=repr(node.ended))
         self.injected["worker ended by itself"] += 1
         node.kill()
-        self.broker.schedule(STARTS_WITHIN, self.start_node)
 
     @property
     def running(self) -> list[Node]:
@@ -338,6 +383,7 @@ def _as_simulated(world: World) -> Iterator[None]:
     try:
         with (
             patch("projections.base._acquire", lambda _path: os.open(os.devnull, os.O_RDONLY)),
+            patch.object(EventStore, "shared", world.shared),
             patch("nats.js.client.time", SimpleNamespace(monotonic=world.loop.time)),
         ):
             yield
@@ -357,12 +403,13 @@ def simulated(
     seed: int,
     scenario: Callable[[World], Coroutine[Any, Any, T]],
     *,
+    shared: bool = False,
     tracing: Callable[[str], None] | None = None,
 ) -> T:
     """Run a scenario in a world of its own, in virtual time; what it returns."""
-    shared = Path("/dev/shm")
-    directory = Path(tempfile.mkdtemp(prefix="holdfast-", dir=shared if shared.is_dir() else None))
-    world = World(seed, directory, tracing=tracing)
+    memory = Path("/dev/shm")
+    directory = Path(tempfile.mkdtemp(prefix="holdfast-", dir=memory if memory.is_dir() else None))
+    world = World(seed, directory, shared=shared, tracing=tracing)
     try:
         with _as_simulated(world):
             return run(_heard_to_its_end(world, scenario), world.loop)
