@@ -157,11 +157,14 @@ class Operation:
         sent = asyncio.ensure_future(self._connection.decision(self.id))
         asked = asyncio.ensure_future(self._asked_decision(deadline))
         try:
-            done, _ = await asyncio.wait((sent, asked), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if sent in done:
-                return msgspec.json.decode(sent.result(), type=Decision)
-            if asked in done and (decision := asked.result()) is not None:
-                return decision
+            waiting: set[asyncio.Future[Any]] = {sent, asked}
+            while waiting and (left := deadline - monotonic()) > 0:
+                done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                # Another handle of this command, which had its decision already, has given the inbox up.
+                if sent in done and not sent.cancelled():
+                    return msgspec.json.decode(sent.result(), type=Decision)
+                if asked in done and (decision := asked.result()) is not None:
+                    return decision
         finally:
             for task in (sent, asked):
                 task.cancel()

@@ -46,7 +46,8 @@ class VirtualBed:
         self._dying = False
         self._listener = Listener(lambda: self._orders, self._die, self._record)
         world.fatal = self._fatal
-        world.cloud.latest_effect = LATEST_EFFECT
+        world.agents = SimulatedAgents()  # of every instance: a server that is gone is asked again and again
+        world.latest_effect = LATEST_EFFECT
         self._keeping = asyncio.create_task(self._keep())
 
     def close(self) -> None:
@@ -129,15 +130,13 @@ class VirtualBed:
     async def done(self, instance_id: UUID) -> Counter[str]:
         """What the cloud and the guest carried out for the instance."""
         named = (f"holdfast-{instance_id}", str(instance_id))
-        calls = Counter(f"{e.action} {e.kind}" for e in self._world.cloud.ledger if e.name in named)
-        agents = self._world.guests.agents
-        assert isinstance(agents, SimulatedAgents)
-        deeds = Counter(f"guest {deed.verb}" for deed in agents.ledger if deed.instance_id == named[1])
+        calls = Counter(f"{e.action} {e.kind}" for e in self._world.api.ledger if e.name in named)
+        deeds = Counter(f"guest {deed.verb}" for deed in self._world.agents.ledger if deed.instance_id == named[1])
         return calls + deeds
 
     async def held(self, instance_id: UUID) -> list[str]:
         """What the cloud and the quota hold for the instance."""
-        inventory = await self._world.cloud.inventory()
+        inventory = await self._world.api.inventory()
         held = [
             kind
             for kind, resources in inventory.items()
@@ -149,8 +148,8 @@ class VirtualBed:
 
     async def remove_servers(self, instance_id: UUID) -> None:
         """Delete the servers of the instance past the engine."""
-        for server in await self._world.cloud.api.call(list_servers(instance_id)):
-            await self._world.cloud.api.call(delete_server(server.id))
+        for server in await self._world.api.call(list_servers(instance_id)):
+            await self._world.api.call(delete_server(server.id))
 
     async def untrue(self) -> list[str]:
         """The read models that say something else than the log."""

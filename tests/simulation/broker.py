@@ -237,7 +237,7 @@ class Broker:
         else:
             self._deliver(reply, "", json.dumps(answer).encode(), None)
 
-    def _called(  # noqa: C901, PLR0911 - one for each call
+    def _called(  # noqa: PLR0911 - one for each call
         self, call: str, request: dict[str, Any]
     ) -> dict[str, Any] | Stored | None:
         area, verb, *rest = call.split(".")

@@ -102,6 +102,21 @@ def test_a_cloud_that_is_away_for_a_while_ends_no_worker() -> None:
     simulated(7, scenario)
 
 
+def test_two_handles_of_one_command_both_learn_its_outcome() -> None:
+    async def scenario(world: World) -> None:
+        publisher = world.publisher()
+        command_id = world.new_id()
+        first = publisher.send("create_instance", world.new_id(), CREATE, command_id=command_id)
+        await asyncio.sleep(1)
+        again = publisher.send_again(publisher.sent[command_id])
+        world.start_node().die_at("inbox_before_reply")  # so that both have to ask
+        await asyncio.sleep(5)
+        world.start_node()
+        assert {(await first).outcome, (await again).outcome} == {"done"}
+
+    simulated(8, scenario)
+
+
 def _trace(seed: int) -> list[str]:
     told: list[str] = []
 

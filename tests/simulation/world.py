@@ -30,6 +30,7 @@ from engine import crash_points
 from engine.broker import ensure_streams
 from engine.clouds.port import Facts
 from engine.clouds.simulated import CloudApi, SimulatedAgents, SimulatedCloud
+from engine.clouds.simulated.cloud import LATEST_EFFECT
 from engine.clouds.simulated.failures import Failures
 from engine.clouds.simulated.faults import Call
 from engine.guests import Answer, Guests
@@ -127,7 +128,7 @@ class Node(Process):
         world = self._world
         client = await self._connect("worker")
         await ensure_streams(client.jetstream())
-        cloud = SimulatedCloud(api=FarApi(world.api, world), caller=self.name)
+        cloud = SimulatedCloud(api=FarApi(world.api, world), caller=self.name, latest_effect=world.latest_effect)
         worker = Worker(
             client,
             store,
@@ -257,6 +258,7 @@ class World:
         self.api = CloudApi(new_id=self.new_id)
         self.agents = SimulatedAgents(serves=self.api.serves)
         self.failures = Failures()
+        self.latest_effect = LATEST_EFFECT
         self.store_url = f"sqlite://{directory}/events.db"
         self.models = directory / "models"
         self.nodes: list[Node] = []
