@@ -37,6 +37,10 @@ def test_an_instance_is_made_used_and_removed() -> None:
         assert _resized_by_a_script(site, instance_id) == 2
         assert f"\t{instance_id}\tACTIVE\t" in site.holdfast("list").stdout
 
+        looked = site.holdfast("doctor")
+        assert looked.returncode == 0, looked.stdout + looked.stderr
+        _cancelled(site)
+
         again = site.holdfast("resize-volume", "orders", "1")
         assert (again.returncode, again.stdout) == (3, "")
         assert "invalid_argument" in again.stderr
@@ -46,6 +50,18 @@ def test_an_instance_is_made_used_and_removed() -> None:
         assert json.loads(site.holdfast("show", instance_id, "--json").stdout)["status"] == "DELETED"
         assert site.stop() == 0
         assert site.holdfast("list", "--timeout", "2").returncode == 6
+
+
+def _cancelled(site: Installation) -> None:
+    """A create that is not wanted any more is undone while it runs."""
+    begun = site.holdfast("create", "mistake", "--datastore", "postgresql", "--flavor", "small", "--no-wait")
+    operation_id = begun.stdout.strip()
+    cancelled = site.holdfast("operation", "cancel", operation_id, "--reason", "by mistake", "--json")
+    assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr
+    document = json.loads(cancelled.stdout)
+    assert (document["operation"]["outcome"], document["instance"]["status"]) == ("cancelled", "FAILED")
+    again = site.holdfast("operation", "cancel", operation_id)
+    assert (again.returncode, "none runs" in again.stderr) == (4, True)
 
 
 def _sql(site: Installation, statement: str, password: str) -> str:
