@@ -6,6 +6,7 @@ It acts as the broker's user `operator` and looks at all projects, or with --pro
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from engine.messages import EVERY_PROJECT, query_subject
 
 _FULL = 0.8  # of its stream, from which on commands may soon be refused
 _LAG = 10_000  # events that the read models may be behind before that needs a person
+_HAND_OVER = 6.0  # seconds within which ranges of a worker that has ended have another
 _INFO = "$JS.API.STREAM.INFO."
 
 _WORDS = {
@@ -81,7 +83,7 @@ async def _findings(session: Session, project_only: bool) -> AsyncIterator[Findi
     except ClientError as error:
         yield Finding(check="broker", ok=False, says=str(error), todo=_start("up"))
         return  # nothing else can be asked
-    for check, look in (("dead letters", _dead_letters), ("worker", _worker)):
+    for check, look in (("dead letters", _dead_letters), ("workers", _workers)):
         yield await _looked(check, look, session)
     project = session.settings.project if project_only else EVERY_PROJECT
     try:
@@ -103,7 +105,7 @@ async def _looked(check: str, look: Callable[[Session], Awaitable[Finding]], ses
     try:
         return await look(session)
     except ClientError as error:
-        return Finding(check=check, ok=False, says=str(error), todo=_start("worker") if check == "worker" else {})
+        return Finding(check=check, ok=False, says=str(error), todo=_start("worker") if check == "workers" else {})
 
 
 async def _stream(session: Session, name: str) -> dict[str, Any]:
@@ -134,10 +136,23 @@ async def _dead_letters(session: Session) -> Finding:
     return Finding(check="dead letters", ok=False, says=f"{number} wait to be replayed or discarded", todo=todo)
 
 
-async def _worker(session: Session) -> Finding:
-    offered = await session.queries.ask("catalogue", "get")
-    datastores = ", ".join(each["manager"] for each in offered["datastores"]) or "no datastore"
-    return Finding(check="worker", ok=True, says=f"one answers, and offers {datastores}")
+async def _workers(session: Session) -> Finding:
+    """Whether all that is to be served is; what is being handed over is looked at again."""
+    from engine.partitions import RANGES  # noqa: PLC0415 - all other commands start faster without it
+
+    for again in (True, False):
+        members = (await session.queries.ask("workers", "list"))["items"]
+        unowned = set(RANGES) - {name for member in members for name in member["ranges"]}
+        if not unowned:
+            break
+        if again:
+            await asyncio.sleep(_HAND_OVER)
+    running = sum(member["running"] for member in members)
+    says = f"{len(members)} serve all partitions and work on {running} aggregates"
+    if unowned:
+        says = f"{len(members)} live, and nobody serves the ranges {', '.join(sorted(unowned))}"
+    todo = {"holdfast workers": "shows who serves what"} if unowned else {}
+    return Finding(check="workers", ok=not unowned, says=says, todo=todo)
 
 
 def _read_models(troubles: dict[str, Any]) -> Finding:

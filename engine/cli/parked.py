@@ -9,8 +9,6 @@ from typing import Any
 
 import msgspec
 
-from aggregates.instance import Instance
-
 
 class Way(msgspec.Struct, frozen=True, kw_only=True):
     """A command and what it would do."""
@@ -21,6 +19,8 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
 
 def ways_on(operation: dict[str, Any]) -> list[Way]:
     """The ways on from where the operation is parked."""
+    from aggregates.instance import Instance  # noqa: PLC0415 - all other commands start faster without it
+
     operation_id, state, owes = operation["id"], str(operation["state"]), operation["effect"]
     owed = Instance.owing.get(state)
     ways = [Way(command=f"holdfast operation retry {operation_id}", effect=f"tries {owes} again, now")]

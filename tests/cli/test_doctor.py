@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from engine.broker import DEAD_LETTER_STREAM
 from engine.cli.exits import Exit
 from engine.messages import EVERY_PROJECT, query_subject
+from engine.partitions import RANGES
 from tests.cli.conftest import INSTANCE, Ended, Program
 from tests.client.responder import Responder
 from tests.support.broker import Broker, running_broker
@@ -22,13 +24,17 @@ WELL: dict[str, Any] = {
 }  # fmt: skip
 
 
+def member(ranges: Sequence[str]) -> dict[str, Any]:
+    return {"id": "w", "host": "a", "pid": 1, "since": "2026-01-01T10:00:00Z", "ranges": list(ranges), "running": 3}
+
+
 @pytest.fixture(autouse=True)
 async def installation(responder: Responder) -> None:
     """All is well."""
     assert responder._client is not None
     await responder._client.subscribe(query_subject(EVERY_PROJECT, "*", "*"), cb=responder._query)
     responder.answers["troubles", "get"] = lambda _: WELL
-    responder.answers["catalogue", "get"] = lambda _: {"datastores": [{"manager": "postgresql"}]}
+    responder.answers["workers", "list"] = lambda _: {"items": [member(RANGES[:9]), member(RANGES[9:])]}
 
 
 def trouble(responder: Responder, kind: str, number: int = 1, **about: Any) -> None:
@@ -52,7 +58,12 @@ def acts(ended: Ended) -> list[str]:
 async def test_where_nothing_needs_a_person_the_exit_code_is_0(program: Program) -> None:
     ended = await program("doctor")
     assert (ended.code, acts(ended)) == (Exit.OK, [])
-    for check in ("broker: reachable", "dead letters: none", "worker: one answers", "read models: up to date"):
+    for check in (
+        "broker: reachable",
+        "dead letters: none",
+        "workers: 2 serve all partitions and work on 6 aggregates",
+        "read models: up to date",
+    ):
         assert f"ok  {check}" in ended.out
     as_json = await program("doctor", "--json")
     assert as_json.document["ok"] is True
@@ -105,6 +116,16 @@ async def test_a_model_that_stands_still_needs_a_person(program: Program, respon
     assert "holdfast rebuild" in ended.out
 
 
+async def test_partitions_that_nobody_serves_need_a_person(
+    program: Program, responder: Responder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.cli.doctor._HAND_OVER", 0.1)
+    responder.answers["workers", "list"] = lambda _: {"items": [member(RANGES[1:])]}
+    ended = await program("doctor")
+    assert ended.code == Exit.FAILED
+    assert acts(ended) == [f"workers: 1 live, and nobody serves the ranges {RANGES[0]}"]
+
+
 async def test_a_dead_letter_needs_a_person(program: Program, responder: Responder) -> None:
     assert responder._client is not None
     await responder._client.jetstream().publish("holdfast.v1.dlq.acme.malformed", b"{}", timeout=30)
@@ -118,7 +139,7 @@ async def test_what_does_not_answer_is_told_by_name(program: Program, responder:
     await responder.stop()
     silent = await program("doctor", "--timeout", "2")
     assert silent.code == Exit.FAILED
-    assert [each.partition(":")[0] for each in acts(silent)] == ["worker", "read models"]
+    assert [each.partition(":")[0] for each in acts(silent)] == ["workers", "read models"]
     assert "holdfast projector" in silent.out
     broker.stop()
     gone = await program("doctor", "--timeout", "1")
