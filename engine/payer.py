@@ -22,7 +22,7 @@ from aggregates.effects import CloudEffect, Effect, GuestEffect, SendCommand
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from engine import crash_points
 from engine.clock import monotonic
-from engine.clouds.port import Cloud, FinalError, TransientError, check_permit
+from engine.clouds.port import Cloud, FinalError, TransientError, check_permit, only_waits
 from engine.messages import MSG_ID, CommandEnvelope, CommandSubject, message_id
 from engine.store import EventStore
 
@@ -80,7 +80,8 @@ class Payer:
             record = await self._store.decision(effect.project, command_id)
             if record is None:
                 await self._publish(effect, command_id)
-                record = await self._decided(effect.project, command_id, self._awaited[awaited])
+                with only_waits():
+                    record = await self._decided(effect.project, command_id, self._awaited[awaited])
         finally:
             del self._awaited[awaited]
         if isinstance(record, CommandRejected):

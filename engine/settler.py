@@ -25,7 +25,15 @@ from aggregates.base import Event, Failure, Lifecycled, Obligation, WrongFactsEr
 from aggregates.effects import Effect
 from engine import crash_points
 from engine.clock import Now, monotonic, utc_now
-from engine.clouds.port import FinalError, PayError, UnknownOutcomeError, others_act_until, permit
+from engine.clouds.port import (
+    FinalError,
+    PayError,
+    UnknownOutcomeError,
+    Waiting,
+    others_act_until,
+    permit,
+    waiting,
+)
 from engine.hot import HotAggregates, Turn
 from engine.mapper import UnknownEventError
 from engine.partitions import Listener, Ownership, Sole, range_of, range_of_aggregate
@@ -290,15 +298,16 @@ class Settler(Listener):
     async def _paid(self, owed: Obligation, deadline: datetime | None) -> dict[str, Any] | PayError | None:
         """The facts, or the error; None when the aggregate changed, or its deadline came, while it only waited."""
         changed = self._changed[owed.aggregate_id]
-        paying = asyncio.create_task(self._paying(owed))
-        waiting = asyncio.create_task(changed.wait())
+        mark = Waiting()
+        paying = asyncio.create_task(self._paying(owed, mark))
+        changing = asyncio.create_task(changed.wait())
         try:
-            within = None if deadline is None or not owed.effect.waits else max(0.0, self._seconds_to(deadline))
-            await asyncio.wait((paying, waiting), timeout=within, return_when=asyncio.FIRST_COMPLETED)
-            if not paying.done() and owed.effect.waits:
-                await end(paying)
-                if paying.cancelled():
-                    return None
+            # What a call has changed for good must be known, so the deadline lets it be answered.
+            ends = deadline is not None and (owed.effect.waits or owed.effect.makes)
+            within = max(0.0, self._seconds_to(deadline)) if deadline is not None and ends else None
+            await asyncio.wait((paying, changing), timeout=within, return_when=asyncio.FIRST_COMPLETED)
+            if await self._gave_up(owed, paying, mark):
+                return None
             return dict(await paying)
         except PayError as error:
             return error
@@ -313,12 +322,26 @@ class Settler(Listener):
             log.exception("effect_broke", effect=owed.effect.type_name, aggregate_id=str(owed.aggregate_id))
             return UnknownOutcomeError("internal_error", f"{type(error).__name__}: {error}")
         finally:
-            waiting.cancel()
+            changing.cancel()
 
-    async def _paying(self, owed: Obligation) -> Mapping[str, Any]:
+    async def _paying(self, owed: Obligation, mark: Waiting) -> Mapping[str, Any]:
+        waiting.set(mark)
         entered, until = self._taken_over.get(owed.aggregate_id, (0, 0.0))
         others_act_until.set(until if entered == owed.entered else 0.0)
         return await self._pay(owed.effect, owed.key)
+
+    async def _gave_up(self, owed: Obligation, paying: asyncio.Task[Mapping[str, Any]], mark: Waiting) -> bool:
+        """End it as soon as it only waits; False when it ended by itself before."""
+        while not paying.done() and not (owed.effect.waits or mark.now):
+            begun = asyncio.create_task(mark.begun())
+            try:
+                await asyncio.wait((paying, begun), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                begun.cancel()
+        if not paying.done():
+            await end(paying)
+            return paying.cancelled()
+        return False
 
     def _fail_late(self, aggregate: Lifecycled, deadline: datetime) -> None:
         message = f"it was not done by its deadline, {deadline:%Y-%m-%d %H:%M:%S} UTC"

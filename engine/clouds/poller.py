@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
 from engine.clock import monotonic
-from engine.clouds.port import FinalError, PayError, permit
+from engine.clouds.port import FinalError, PayError, only_waits, permit
 
 T = TypeVar("T")
 
@@ -40,7 +40,8 @@ class Poller(Generic[T]):
         if self._task is None:
             self._task = asyncio.create_task(self._poll(), name="cloud-poller")
         try:
-            return await waiter.future
+            with only_waits():
+                return await waiter.future
         finally:
             self._waiting.pop(waiter, None)
 

@@ -6,7 +6,9 @@ makes at most one mutating call for each resource. How long a call may take is e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, Protocol
@@ -70,6 +72,47 @@ def check_alone() -> None:
             "a call of a process that has ended may still be carried out; it is not repeated before that is over",
             retry_after=remaining,
         )
+
+
+class Waiting:
+    """What one payment tells of itself while it goes on: that it only waits now, so that it may be given up."""
+
+    def __init__(self) -> None:
+        self._begun = asyncio.Event()
+
+    @property
+    def now(self) -> bool:
+        """Whether it only waits."""
+        return self._begun.is_set()
+
+    async def begun(self) -> None:
+        """Return as soon as it only waits."""
+        await self._begun.wait()
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """It only waits in here."""
+        self._begun.set()
+        try:
+            yield
+        finally:
+            self._begun.clear()
+
+
+waiting: ContextVar[Waiting | None] = ContextVar("waiting", default=None)
+
+
+@contextmanager
+def only_waits() -> Iterator[None]:
+    """Whoever pays says so around what may be given up at any moment: nothing is called in it, and nothing is lost by
+    its end.
+    """
+    told = waiting.get()
+    if told is None:
+        yield
+        return
+    with told.told():
+        yield
 
 
 class Cloud(Protocol):

@@ -43,6 +43,20 @@ async def test_a_wait_ends_at_the_deadline_and_everything_is_undone(engine: Engi
     await expect_undone(engine, instance_id)
 
 
+async def test_what_is_made_and_only_waited_for_is_given_up_at_the_deadline(
+    engine: Engine, publisher: Publisher
+) -> None:
+    assert isinstance(engine.cloud.api, CloudApi)
+    instance_id = uuid4()
+    engine.cloud.api.build_time = 120.0
+    await publisher.send("create_instance", instance_id, CREATE, **soon(6))
+    async with asyncio.timeout(60):
+        while "volumes" not in await engine.held():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    engine.cloud.api.build_time = 0.0  # of what undoes
+    await expect_undone(engine, instance_id)
+
+
 async def test_a_pause_between_two_tries_ends_at_the_deadline_and_the_last_error_is_told(
     engine: Engine, publisher: Publisher
 ) -> None:

@@ -85,6 +85,29 @@ async def test_a_call_that_runs_while_it_is_cancelled_is_answered_recorded_and_u
     assert await engine.held() == []
 
 
+@pytest.mark.parametrize("command", ["cancel_operation", "delete_instance"])
+async def test_what_is_made_and_only_waited_for_is_given_up_at_once_and_undone(
+    engine: Engine, publisher: Publisher, command: str
+) -> None:
+    assert isinstance(engine.cloud.api, CloudApi)
+    instance_id = uuid4()
+    engine.cloud.api.build_time = 120.0
+    await publisher.send("create_instance", instance_id, CREATE)
+    async with asyncio.timeout(60):
+        while "volumes" not in await engine.held():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    engine.cloud.api.build_time = 0.0
+    if command == "delete_instance":
+        decision = await publisher.send(command, instance_id)
+    else:
+        decision = await send(publisher, engine, command, instance_id)
+    assert decision["accepted"], decision
+    await engine.settled(instance_id, within=60)
+    assert await engine.held() == []
+    told = await names(engine, instance_id)
+    assert "LateOutcome" not in told  # its id is not known, and its name is enough
+
+
 async def test_a_cancelled_migration_leaves_the_instance_where_it_was(engine: Engine, publisher: Publisher) -> None:
     instance_id = await created(engine, publisher)
     before = await engine.instance(instance_id)
