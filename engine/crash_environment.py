@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ AT = "HOLDFAST_CRASH_AT"
 # A file to which a line `point:subject:occurrence` is added for each point that is passed.
 RECORD = "HOLDFAST_CRASH_RECORD"
 
+SOON = 0.05  # seconds until a call is surely on its way
 LOOKS = ("get_", "list_", "report")  # the beginnings of the names of calls that change nothing
 
 
@@ -57,11 +59,21 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Listener:
-    """Carries orders out and counts the points passed. `die` does not return."""
+    """Carries orders out and counts the points passed. `die` does not return; `die_soon` has it die a moment later.
 
-    def __init__(self, orders: Callable[[], Orders], die: Callable[[], None], record: Callable[[str], None]) -> None:
+    `flight:<call>:<occurrence>` is no point that is passed: it dies while that call is on its way or being carried out.
+    """
+
+    def __init__(
+        self,
+        orders: Callable[[], Orders],
+        die: Callable[[], None],
+        die_soon: Callable[[], None],
+        record: Callable[[str], None],
+    ) -> None:
         self._orders = orders
         self._die = die
+        self._die_soon = die_soon
         self._record = record
         self._run = ""
         self._passed: Counter[tuple[str, str]] = Counter()
@@ -84,6 +96,8 @@ class Listener:
         self._record(here)
         if here == orders.kill:
             self._die()
+        if here.replace("call:", "flight:", 1) == orders.kill:
+            self._die_soon()
         if point == "call" and state in orders.fail:
             raise FinalError("guest_error", f"{subject} is refused in {state}, as the environment says")
         if point == "call" and state in orders.stall:
@@ -98,7 +112,8 @@ def listen() -> None:
     if not at and not record:
         return
     orders = _File(Path(at[1:])) if at.startswith("@") else _always(Orders(kill=at))
-    crash_points.listener.set(Listener(orders, _die, _appending(Path(record)) if record else lambda _: None))
+    noted = _appending(Path(record)) if record else lambda _: None
+    crash_points.listener.set(Listener(orders, _die, _die_soon, noted))
 
 
 class _File:
@@ -130,3 +145,7 @@ def _appending(path: Path) -> Callable[[str], None]:
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_soon() -> None:
+    threading.Timer(SOON, _die).start()

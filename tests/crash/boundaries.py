@@ -15,6 +15,7 @@ from engine.crash_environment import LOOKS
 from tests.crash.scenarios import Scenario
 
 PAGED = ("outbox_", "projector_")
+REPEATED = 3  # what is passed again and again at one place, by who waits, is the same from this time on
 
 
 class Passed(msgspec.Struct, frozen=True):
@@ -67,28 +68,38 @@ def _placed(scenario: Scenario, passed: Iterable[Passed], sent_at: Sequence[int]
     interruptions = dict(zip(sent_at[1:], (str(step) for step in scenario.steps[1:]), strict=True))
     before, state = "", f"from {scenario.begins}"
     there: Counter[tuple[str, str]] = Counter()
-    for ordinal, each in enumerate(passed):
-        if ordinal in interruptions and not each.by_projector:
-            before, state = state, interruptions[ordinal]
+    for number, each in enumerate(passed):
+        if number in interruptions and not each.by_projector:
+            before, state = state, interruptions[number]
             there.clear()
         if each.point == "before_effect" and each.subject != state:
             before, state = state, each.subject
             there.clear()
         there[each.point, each.subject] += 1
         if not each.point.startswith(PAGED):
-            yield each, (before, state, each.point, each.subject, str(there[each.point, each.subject]))
+            ordinal = min(there[each.point, each.subject], REPEATED)
+            yield each, (before, state, each.point, each.subject, str(ordinal))
         elif len(scenario.steps) == 1:
             yield each, (scenario.operation, each.point, each.subject, str(each.occurrence))
 
 
+def flights(passed: Iterable[Passed], known: frozenset[str]) -> list[Passed]:
+    """For each of the calls that change something, of those known: a death while it is on its way."""
+    return [
+        Passed("flight", each.subject, each.occurrence)
+        for each in passed
+        if each.point == "call" and each.subject in known and not each.subject.startswith(LOOKS)
+    ]
+
+
 def changed_twice(passed: Sequence[Passed]) -> list[str]:
-    """What one payment changed by more than one call, as `state: calls`: such a state would have to be two."""
+    """What one payment changed by more than one call that was answered: such a state would have to be two."""
     found = []
     state, calls = "", Counter[str]()
     for each in [*passed, Passed("before_effect", "", 0)]:
         if each.point == "before_effect":
             found += [f"{state}: {count} calls that change a {what}" for what, count in calls.items() if count > 1]
             state, calls = each.subject, Counter()
-        elif each.point == "call" and not each.subject.startswith(LOOKS):
+        elif each.point == "answer" and not each.subject.startswith(LOOKS):
             calls[each.subject.partition("_")[2] or "guest"] += 1
     return found

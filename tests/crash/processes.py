@@ -25,7 +25,10 @@ from aggregates.record import record_id
 from engine.client import Connection
 from engine.clock import utc_now
 from engine.clouds.simulated.client import FarSide
-from engine.crash_environment import AT, RECORD, Orders
+from engine.clouds.simulated.faults import Fault, Kind
+from engine.clouds.simulated.guests import GuestFault, GuestFaultKind
+from engine.crash_environment import AT, RECORD, SOON, Orders
+from engine.messages import GuestVerb
 from engine.state import StateDirectory
 from engine.store import EventLog, fold, open_log
 from tests.crash.boundaries import Passed
@@ -36,7 +39,8 @@ from tests.support.broker import Broker
 
 HOLDFAST = Path(sys.executable).parent / "holdfast"
 LOOK = 0.01  # seconds between two looks
-LATEST_EFFECT = 0.2  # seconds: what a killed worker has sent to the cloud is carried out at once
+LATEST_EFFECT = 0.5  # seconds: what a killed worker has sent to the cloud is carried out at once
+LATE = 4 * SOON  # the worker is dead by then, and the next one is not up
 ROLES = ("worker", "projector")
 
 
@@ -226,6 +230,15 @@ class ProcessBed:
         ]
         quota = self.load(quota_id(PROJECT))
         return held + (["a share of the quota"] if quota is not None and instance_id in quota.held else [])
+
+    async def delay(self, call: str, nth: int) -> None:
+        """Have the nth of the next calls of this name carried out when the worker is dead."""
+        if call in frozenset(GuestVerb):
+            await self._far_side.plan_guest(call, GuestFault(kind=GuestFaultKind.SLOW), nth - 1)
+            await self._far_side.plan_guest(call, GuestFault(kind=GuestFaultKind.SLOW, seconds=LATE))
+        else:
+            await self._far_side.plan(call, Fault(kind=Kind.LATE), nth - 1)
+            await self._far_side.plan(call, Fault(kind=Kind.LATE, seconds=LATE))
 
     async def remove_servers(self, instance_id: UUID) -> None:
         """Delete the servers of the instance past the engine."""

@@ -76,6 +76,10 @@ class Bed(Protocol):
         """What the cloud and the quota hold for the instance."""
         ...
 
+    async def delay(self, call: str, nth: int) -> None:
+        """Have the nth of the next calls of this name carried out late: after another process has looked."""
+        ...
+
     async def remove_servers(self, instance_id: UUID) -> None:
         """Delete the servers of the instance past the engine."""
         ...
@@ -133,6 +137,8 @@ async def _run(bed: Bed, scenario: Scenario, target: UUID, boundary: Passed | No
     """Run it with a death at the boundary, and look at what is left."""
     before = bed.died()
     orders = Orders(run=str(target), kill="" if boundary is None else str(boundary))
+    if boundary is not None and boundary.point == "flight":
+        await bed.delay(boundary.subject, boundary.occurrence)
     sent_at: list[int] = []
     sent, told = await _followed(bed, target, scenario.steps, orders, sent_at)
     passed = list(await bed.passed())

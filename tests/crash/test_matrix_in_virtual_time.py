@@ -54,7 +54,7 @@ def test_an_operation_added_to_a_chart_is_died_in_as_well(monkeypatch: pytest.Mo
 
 
 def test_a_state_that_changes_one_thing_twice_is_named() -> None:
-    lines = ["before_effect:build_port:1", "call:list_ports:1", "call:create_port:1", "call:delete_port:1"]
+    lines = ["before_effect:build_port:1", "answer:list_ports:1", "answer:create_port:1", "answer:delete_port:1"]
     assert changed_twice([Passed.read(line) for line in lines]) == ["build_port: 2 calls that change a port"]
-    lines = ["before_effect:build_port:1", "call:create_port:1", "before_effect:build_volume:1", "call:create_volume:1"]
+    lines = ["before_effect:build_port:1", "answer:create_port:1", "before_effect:build_port:2", "answer:create_port:2"]
     assert changed_twice([Passed.read(line) for line in lines]) == []

@@ -124,9 +124,6 @@ def _of_the_publisher(scenario: Scenario, seen: Evidence, clean: Evidence | None
 def _of_the_resources(scenario: Scenario, seen: Evidence, clean: Evidence | None) -> Iterator[Problem]:
     for what in seen.left:
         yield Problem(Breach.DOUBLED, f"left over after the last deletion: {what}")
-    for what, times in seen.done.items():
-        if what.startswith("create ") and times > 1:
-            yield Problem(Breach.DOUBLED, f"{what}: {times} times")
     if clean is None:
         if seen.stand is not None and seen.stand.state in ("DELETED", "FAILED") and not _gives_up(scenario):
             for what in seen.holds:
@@ -135,13 +132,21 @@ def _of_the_resources(scenario: Scenario, seen: Evidence, clean: Evidence | None
     if sorted(seen.holds) != sorted(clean.holds):
         yield Problem(Breach.DOUBLED, f"it holds {sorted(seen.holds)}, not {sorted(clean.holds)}")
     for what in _sorted(seen.done, clean.done):
-        more = seen.done[what] - clean.done[what]
+        more = _more(what, seen, clean)
         # An effect that is overtaken may have been carried out or not.
         allowed = 1 if _interrupts(scenario) else 0
         if more > allowed:
             yield Problem(Breach.DOUBLED, f"{what}: {seen.done[what]} times, not {clean.done[what]}")
         elif more < -allowed:
             yield Problem(Breach.LOST, f"{what}: {seen.done[what]} times, not {clean.done[what]}")
+
+
+def _more(what: str, seen: Evidence, clean: Evidence) -> int:
+    """How many times more than undisturbed it was done. What was made once too often and removed again is no more."""
+    action, _, kind = what.partition(" ")
+    surplus = min(seen.done[f"{each} {kind}"] - clean.done[f"{each} {kind}"] for each in ("create", "delete"))
+    more = seen.done[what] - clean.done[what]
+    return more - max(0, surplus) if action in ("create", "delete") else more
 
 
 def _interrupts(scenario: Scenario) -> bool:

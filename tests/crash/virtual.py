@@ -15,7 +15,10 @@ from uuid import UUID
 
 from aggregates.obligations import quota_id
 from engine.clouds.simulated import SimulatedAgents
+from engine.clouds.simulated.faults import Fault, Kind
+from engine.clouds.simulated.guests import GuestFault, GuestFaultKind
 from engine.crash_environment import Listener, Orders
+from engine.messages import GuestVerb
 from tests.crash.boundaries import Passed
 from tests.crash.by_hand import delete_server, list_servers
 from tests.crash.handle import PROJECT, Handle, Message
@@ -29,6 +32,7 @@ SEED = 1
 LOOK = (0.05, 5.0)  # virtual seconds between two looks: at first, and at most
 DOWN = 0.1  # virtual seconds until a supervisor has seen that a process is dead
 STARTED = 1.0  # virtual seconds within which the first process serves
+SOON, LATE = 0.2, 1.0  # virtual seconds: the process dies, and later the call is carried out
 LATEST_EFFECT = timedelta(seconds=1.5)
 
 
@@ -44,7 +48,7 @@ class VirtualBed:
         self._points: list[Passed] = []
         self._died = 0
         self._dying = False
-        self._listener = Listener(lambda: self._orders, self._die, self._record)
+        self._listener = Listener(lambda: self._orders, self._die, self._die_soon, self._record)
         world.fatal = self._fatal
         world.agents = SimulatedAgents()  # of every instance: a server that is gone is asked again and again
         world.latest_effect = LATEST_EFFECT
@@ -71,6 +75,11 @@ class VirtualBed:
     def _die(self) -> None:
         self._died += 1
         self._dying = True
+
+    def _die_soon(self) -> None:
+        self._died += 1
+        for node in self._world.running:
+            self._world.broker.schedule(SOON, node.kill)
 
     def _record(self, here: str) -> None:
         self._points.append(Passed.read(here))
@@ -145,6 +154,16 @@ class VirtualBed:
         ]
         quota = self._world.aggregate(quota_id(PROJECT))
         return held + (["a share of the quota"] if quota is not None and instance_id in quota.held else [])
+
+    async def delay(self, call: str, nth: int) -> None:
+        """Have the nth of the next calls of this name carried out late: after another process has looked."""
+        if call in frozenset(GuestVerb):
+            faults = self._world.agents.faults
+            faults.plan(call, GuestFault(kind=GuestFaultKind.SLOW), nth - 1)
+            faults.plan(call, GuestFault(kind=GuestFaultKind.SLOW, seconds=LATE))
+        else:
+            self._world.api.faults.plan(call, Fault(kind=Kind.LATE), nth - 1)
+            self._world.api.faults.plan(call, Fault(kind=Kind.LATE, seconds=LATE))
 
     async def remove_servers(self, instance_id: UUID) -> None:
         """Delete the servers of the instance past the engine."""
