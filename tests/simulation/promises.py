@@ -95,7 +95,13 @@ class Evidence:
 
 def broken(evidence: Evidence) -> list[str]:
     """The breaches of all promises, once everything is quiet."""
-    return [breach for check in CHECKS for breach in check(evidence)]
+    breaches: list[str] = []
+    for check in CHECKS:
+        try:
+            breaches.extend(check(evidence))
+        except Exception as error:  # noqa: BLE001 - evidence that cannot be read is a breach, too
+            breaches.append(f"unreadable: {check.__name__}: {error!r}")
+    return breaches
 
 
 # --- 1: no accepted command is lost -------------------------------------------------------------------------------
