@@ -13,7 +13,8 @@ from tests.crash.matrix import Crew, Form, Report, made_of
 from tests.crash.scenarios import Matrix, examples, scenarios
 
 POINTS = {
-    "before_effect", "call", "answer", "after_effect", "after_append", "inbox_before_commit", "inbox_after_commit",
+    "before_effect", "call", "flight", "answer", "after_effect", "after_append",
+    "inbox_before_commit", "inbox_after_commit",
     "inbox_before_reply", "outbox_before_publish", "outbox_after_publish", "outbox_after_commit",
     "projector_before_commit", "projector_after_commit",
 }  # fmt: skip
