@@ -18,6 +18,7 @@ from uuid import UUID
 
 from aggregates.base import Lifecycled, Transitioned, decide
 from aggregates.instance import Instance
+from aggregates.instance_events import StepSkipped
 from aggregates.obligations import quota_id
 from aggregates.quota import Held, Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
@@ -81,6 +82,11 @@ class Evidence:
             both.append(dump(models))
             models.close()
         return both[0], both[1]
+
+    @cached_property
+    def left_by_operators(self) -> set[UUID]:
+        """The instances of which somebody skipped a step: what it would have removed is left on his word."""
+        return {stored.aggregate_id for stored in self.events if isinstance(stored.event, StepSkipped)}
 
     @cached_property
     def instances(self) -> dict[UUID, Instance]:
@@ -174,7 +180,7 @@ def the_cloud_holds_what_the_aggregates_say(evidence: Evidence) -> Iterator[str]
     names = {instance.resource_name for instance in evidence.instances.values()}
     yield from (f"orphan: {dict(held[name])} belongs to no instance" for name in held.keys() - names)
     for instance in evidence.instances.values():
-        if instance.parked is None and instance.owes() is None:
+        if instance.parked is None and instance.owes() is None and instance.id not in evidence.left_by_operators:
             yield from _agrees(instance, held[instance.resource_name])
 
 
@@ -218,7 +224,7 @@ def every_resource_is_made_once(evidence: Evidence) -> Iterator[str]:
 def quota_is_held_for_what_there_is(evidence: Evidence) -> Iterator[str]:
     """Promise 2: what a project holds is what its instances have."""
     by_project: dict[str, dict[UUID, Held]] = defaultdict(dict)
-    unclear = set()
+    unclear = set(evidence.left_by_operators)
     for instance_id, instance in evidence.instances.items():
         if instance.owes() is not None:
             unclear.add(instance_id)

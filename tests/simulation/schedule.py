@@ -175,7 +175,7 @@ class Schedule:
     def _cloud_fault(self, _call: Call) -> Fault | None:
         if self.random.random() >= self.plan.trouble.cloud:
             return None
-        return FAULTS[self.random.choice(list(FAULTS))]
+        return FAULTS[self.random.choice(DRAWN)]
 
     def _guest_fault(self, _instance: str, _verb: GuestVerb) -> GuestFault | None:
         if self.random.random() >= self.plan.trouble.guests:
@@ -300,21 +300,28 @@ class Schedule:
         await asyncio.Event().wait()
 
     def _send(self) -> None:
-        drawn = self.random.random()
-        if (len(self._instances) < self.plan.instances and drawn < 0.5) or not self._instances:
+        if not self._instances or (len(self._instances) < self.plan.instances and self.random.random() < 0.5):
             self._create()
             return
         instance_id = self.random.choice(list(self._instances))
         publisher = self.world.publisher(self._instances[instance_id])
-        if drawn < 0.62 and publisher.sent:
+        drawn = self.random.random()
+        if drawn < 0.15 and publisher.sent:
             self.commands["sent again"] += 1
             publisher.send_again(self.random.choice(list(publisher.sent.values())))
-        elif drawn < 0.7:
+        elif drawn < 0.3:
             self._spoil(publisher, instance_id)
         else:
             name = self.random.choice(OPERATIONS)
-            arguments = ARGUMENTS.get(name)
-            self._tell(publisher, name, instance_id, {} if arguments is None else arguments(self.random))
+            self._tell(publisher, name, instance_id, self._arguments(name, publisher, instance_id))
+
+    def _arguments(self, name: str, publisher: Publisher, instance_id: UUID) -> dict[str, Any]:
+        if name in ARGUMENTS:
+            return ARGUMENTS[name](self.random)
+        begun = [sent for sent in publisher.sent.values() if sent.target == str(instance_id)]
+        if name not in ABOUT_OPERATIONS or not begun:
+            return {}
+        return {"operation_id": str(self.random.choice(begun[-2:]).command_id)}
 
     def _create(self) -> None:
         project = self.random.choice(self._projects)
@@ -432,6 +439,9 @@ EFFECTS = (
     "AwaitAgent", "AwaitHealthy", "SurplusAbsent", "EnsureCredentials", "CredentialsAbsent",
 )  # fmt: skip
 OPERATIONS = tuple(name for kind, name in COMMANDS if kind == "instance" and name != "create_instance")
+ABOUT_OPERATIONS = frozenset({"cancel_operation", "retry_operation", "skip_step", "abandon_operation"})
+# Lists as old as before a call are not drawn: an effect that a deletion overtook leaves no mark to wait for them by.
+DRAWN = tuple(name for name in FAULTS if name != "stale_data")
 FLAVORS = ("micro", "small", "medium", "large")
 
 ARGUMENTS: Mapping[str, Callable[[Random], dict[str, Any]]] = {
