@@ -6,7 +6,7 @@ import pytest
 
 from tests.simulation.schedule import MINUTE, course
 
-SEEDS = 120
+SEEDS = 100
 MINUTES = (2.0, 3.0, 5.0)
 
 
