@@ -21,7 +21,7 @@ from aggregates.base import Context, Refusal, path
 from aggregates.catalogue import Catalogue
 from aggregates.commands import COMMANDS
 from engine.clock import Now, utc_now
-from engine.inbox import AGGREGATES
+from engine.deciding import AGGREGATES
 from engine.messages import ErrorReply, query_subject
 from engine.partitions import Member, Ownership
 from engine.replies import Answerable

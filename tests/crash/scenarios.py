@@ -19,7 +19,7 @@ from aggregates import base
 from aggregates.base import Context, Failure, Lifecycled, Refusal
 from aggregates.commands import COMMANDS, Command
 from engine.clouds.simulated import CATALOGUE
-from engine.inbox import AGGREGATES
+from engine.deciding import AGGREGATES
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 ID = UUID(int=1)

@@ -10,7 +10,7 @@ import pytest
 
 from aggregates.base import Obligation
 from aggregates.record import record_id
-from engine import inbox
+from engine import deciding
 from engine.clouds.simulated import CloudApi
 from engine.clouds.simulated.api import FENCES, PORT_MAC, SERVER_PORT
 from tests.crash.boundaries import Passed
@@ -64,7 +64,7 @@ def test_without_the_command_record_the_same_command_is_carried_out_twice(monkey
         decided.add(key)
         return key
 
-    monkeypatch.setattr(inbox, "record_id", forgotten)
+    monkeypatch.setattr(deciding, "record_id", forgotten)
     assert died_at(RESTART, "after_append:restart_database:1").count(Breach.DOUBLED) > 0
 
 

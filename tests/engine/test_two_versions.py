@@ -114,7 +114,7 @@ async def test_a_worker_starts_although_it_knows_not_everything(engine: Engine, 
 async def test_where_nobody_who_knows_more_comes_the_command_is_refused_at_last_and_kept(
     engine: Engine, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.inbox.MOST_PUT_OFF", 2)
+    monkeypatch.setattr("engine.deciding.MOST_PUT_OFF", 2)
     monkeypatch.setattr("engine.inbox.PUT_OFF", 0.01)
     instance_id = await half_made(engine, publisher)
     decision = await publisher.send("delete_instance", instance_id)

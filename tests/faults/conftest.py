@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.inbox import AGGREGATES
+from engine.deciding import AGGREGATES
 from tests.engine.conftest import broker, engine, publisher
 from tests.faults.brittle import Brittle
 

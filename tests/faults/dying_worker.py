@@ -18,7 +18,7 @@ from aggregates.commands import CreateInstance
 from aggregates.instance import Instance
 from engine.broker import BrokerSettings, connect, ensure_streams
 from engine.clouds.simulated import SimulatedCloud, SimulatedGuests
-from engine.inbox import AGGREGATES
+from engine.deciding import AGGREGATES
 from engine.store import open_store
 from engine.worker import Worker
 from tests.engine.conftest import Vault

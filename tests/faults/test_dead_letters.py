@@ -13,7 +13,7 @@ from aggregates.instance import Instance
 from aggregates.record import CommandAccepted, CommandRejected
 from engine.broker import BrokerSettings, connect
 from engine.client.dead_letters import replay_id
-from engine.inbox import AGGREGATES
+from engine.deciding import AGGREGATES
 from engine.store import open_log
 from projections.run import Projections
 from tests.cli.conftest import Program

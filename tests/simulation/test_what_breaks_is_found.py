@@ -41,7 +41,7 @@ def _decides_again() -> AbstractContextManager[Any]:
     def anew(project: str, command_id: UUID) -> UUID:
         return record_id(f"{project}{next(numbers)}", command_id)
 
-    return patch("engine.inbox.record_id", anew)
+    return patch("engine.deciding.record_id", anew)
 
 
 def _leaves_volumes() -> AbstractContextManager[Any]:
