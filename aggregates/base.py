@@ -158,7 +158,7 @@ class OperationParked(Event):
 
 
 class LateOutcome(Event):
-    """An effect was paid after the state had changed: what it made is known, so that it can be removed."""
+    """What an effect has made became known when its state had ended: it is remembered, so that it can be removed."""
 
     operation_id: UUID
     effect: str

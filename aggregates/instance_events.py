@@ -47,7 +47,7 @@ class OperationParked(InstanceEvent, base.OperationParked):
 
 
 class LateOutcome(InstanceEvent, base.LateOutcome):
-    """An effect was paid after the state had changed."""
+    """What an effect has made became known when its state had ended."""
 
 
 class CallUnanswered(InstanceEvent, base.CallUnanswered):

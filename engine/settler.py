@@ -195,7 +195,7 @@ class Settler(Listener):
                     if owed is None:
                         return
                     deadline = _deadline(turn.aggregate)
-                    if deadline is not None and self._now() >= deadline:
+                    if deadline is not None and self._is_over(deadline):
                         self._fail_late(turn.aggregate, deadline)
                         await self._hot.commit(turn)
                         continue
@@ -268,12 +268,16 @@ class Settler(Listener):
             return
         if self._changed[owed.aggregate_id].is_set():
             return  # since it was looked at
-        outcome = await self._paid(owed, deadline)
+        mark = Waiting()
+        outcome = await self._paid(owed, deadline, mark)
         crash_points.reach("after_effect", owed.state)
         async with self._hot.turn(owed.aggregate_id) as turn:
             aggregate = turn.aggregate
             try:
-                self._record(aggregate, owed, outcome)
+                if outcome is not None:
+                    self._record(aggregate, owed, outcome)
+                elif mark.known and (aggregate.entered != owed.entered or self._is_over(deadline)):
+                    self._note_late(aggregate, owed, mark.known)
             except WrongFactsError as wrong:
                 if aggregate.entered == owed.entered:
                     self._record_failure(aggregate, owed, FinalError("wrong_facts", str(wrong)))
@@ -282,23 +286,28 @@ class Settler(Listener):
             await self._hot.commit(turn)
         crash_points.reach("after_append", owed.state)
 
-    def _record(self, aggregate: Lifecycled, owed: Obligation, outcome: dict[str, Any] | PayError | None) -> None:
-        if outcome is None:
-            return
+    def _is_over(self, deadline: datetime | None) -> bool:
+        return deadline is not None and self._now() >= deadline
+
+    def _note_late(self, aggregate: Lifecycled, owed: Obligation, facts: dict[str, Any]) -> None:
+        aggregate.note("LateOutcome", at=self._now(), effect=owed.effect.type_name, facts=facts)
+
+    def _record(self, aggregate: Lifecycled, owed: Obligation, outcome: dict[str, Any] | PayError) -> None:
         if isinstance(outcome, UnknownOutcomeError) and owed.effect.makes:
             self._note_unanswered(aggregate, owed.effect)
         if aggregate.entered != owed.entered:
             if isinstance(outcome, dict) and outcome:
-                aggregate.note("LateOutcome", at=self._now(), effect=owed.effect.type_name, facts=outcome)
+                self._note_late(aggregate, owed, outcome)
         elif isinstance(outcome, PayError):
             self._record_failure(aggregate, owed, outcome)
         else:
             aggregate.take(owed.then, at=self._now(), **owed.facts, **outcome)
 
-    async def _paid(self, owed: Obligation, deadline: datetime | None) -> dict[str, Any] | PayError | None:
+    async def _paid(
+        self, owed: Obligation, deadline: datetime | None, mark: Waiting
+    ) -> dict[str, Any] | PayError | None:
         """The facts, or the error; None when the aggregate changed, or its deadline came, while it only waited."""
         changed = self._changed[owed.aggregate_id]
-        mark = Waiting()
         paying = asyncio.create_task(self._paying(owed, mark))
         changing = asyncio.create_task(changed.wait())
         try:

@@ -64,7 +64,7 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
         f"{e.effect} cannot be paid ({e.code}): {e.message}; it waits for an operator."
     ),
     "instance.LateOutcome": lambda e: (
-        f"{e.effect} was paid after the state had changed; known from it: "
+        f"What {e.effect} has made became known when its state had ended: "
         f"{', '.join(f'{name} {value}' for name, value in e.facts.items()) or 'nothing'}."
     ),
     "instance.CancelRequested": lambda e: (

@@ -75,9 +75,13 @@ def check_alone() -> None:
 
 
 class Waiting:
-    """What one payment tells of itself while it goes on: that it only waits now, so that it may be given up."""
+    """What one payment tells of itself while it goes on: that it only waits now, so that it may be given up.
+
+    `known`: the facts that it would yield, as far as it knows them: giving it up loses no trace of what it made.
+    """
 
     def __init__(self) -> None:
+        self.known: dict[str, Any] = {}
         self._begun = asyncio.Event()
 
     @property
@@ -100,6 +104,13 @@ class Waiting:
 
 
 waiting: ContextVar[Waiting | None] = ContextVar("waiting", default=None)
+
+
+def knows(**facts: Any) -> None:
+    """Whoever pays says what it has made before it waits for it, so that the id is recorded if it is given up."""
+    told = waiting.get()
+    if told is not None:
+        told.known.update(facts)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from engine.clouds.port import FinalError, TransientError
 from engine.clouds.simulated import CloudApi, Fault, SimulatedCloud
 from engine.clouds.simulated.faults import Kind
 from tests.engine.conftest import Engine
+from tests.support.eventually import eventually
 from tests.support.publisher import CREATE, Publisher
 
 LATEST = timedelta(seconds=2)
@@ -137,3 +138,24 @@ async def test_a_server_is_rebooted_once_though_the_worker_ended_while_the_call_
     await engine.start()
     assert (await engine.settled(instance_id)).status == "ACTIVE"
     assert [entry.action for entry in far_side.ledger].count("reboot") == 1
+
+
+@pytest.mark.parametrize("command", ["delete_instance", "cancel_operation"])
+async def test_what_was_made_and_waited_for_is_removed_though_no_list_shows_it(
+    engine: Engine, publisher: Publisher, command: str
+) -> None:
+    far_side = CloudApi(build_time=3.0)
+    cloud = SimulatedCloud(api=far_side, latest_effect=LATEST)
+    instance_id = await _begun(engine, publisher, cloud)
+    creating = await engine.until(instance_id, "build_volume")
+
+    async def made() -> bool:
+        return any((entry.kind, entry.action) == ("volume", "create") for entry in far_side.ledger)
+
+    await eventually(made)
+    far_side.faults.plan("list_volumes", Fault(kind=Kind.STALE, seconds=60.0), times=100)
+    args = {"operation_id": str(creating.operation.id)} if command == "cancel_operation" else {}
+    assert (await publisher.send(command, instance_id, args))["accepted"]
+    await engine.settled(instance_id)
+    assert "LateOutcome" in await _names(engine, instance_id)
+    assert await engine.held() == []

@@ -440,8 +440,7 @@ EFFECTS = (
 )  # fmt: skip
 OPERATIONS = tuple(name for kind, name in COMMANDS if kind == "instance" and name != "create_instance")
 ABOUT_OPERATIONS = frozenset({"cancel_operation", "retry_operation", "skip_step", "abandon_operation"})
-# Lists as old as before a call are not drawn: an effect that a deletion overtook leaves no mark to wait for them by.
-DRAWN = tuple(name for name in FAULTS if name != "stale_data")
+DRAWN = tuple(FAULTS)
 FLAVORS = ("micro", "small", "medium", "large")
 
 ARGUMENTS: Mapping[str, Callable[[Random], dict[str, Any]]] = {

@@ -29,6 +29,7 @@ from engine.clouds.port import (
     UnknownOutcomeError,
     check_alone,
     check_permit,
+    knows,
 )
 from engine.clouds.simulated.api import (
     CATALOGUE,
@@ -267,6 +268,7 @@ class SimulatedCloud:
             )
         elif volume.size < effect.size:
             raise FinalError("conflict", f"volume {effect.name} has {volume.size} GiB already, not {effect.size}")
+        knows(volume_id=volume.id)
         with _unrecorded(made):
             ready = await self._until(
                 "volume", self._volumes, volume, volume.id, lambda each: each.status in ("available", "in-use")
@@ -330,6 +332,7 @@ class SimulatedCloud:
                     raise
         if server.port_id != effect.port_id:
             raise FinalError("conflict", f"server {effect.name} has port {server.port_id}, not {effect.port_id}")
+        knows(server_id=server.id)
         with _unrecorded(made):
             ready = await self._until("server", self._servers, server, server.id, lambda each: each.status == "ACTIVE")
         return {"server_id": ready.id, "host": ready.host}
