@@ -7,13 +7,13 @@ on; what happens to them is for other tests to show.
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -31,17 +31,21 @@ from engine.crash_environment import AT, RECORD, SOON, Orders
 from engine.messages import GuestVerb
 from engine.state import StateDirectory
 from engine.store import EventLog, fold, open_log
+from tests.crash import program
 from tests.crash.boundaries import Passed
 from tests.crash.by_hand import delete_server, list_servers
 from tests.crash.handle import PROJECT, Handle, Message
 from tests.crash.models import caught_up, differing
 from tests.support.broker import Broker
 
-HOLDFAST = Path(sys.executable).parent / "holdfast"
 LOOK = 0.01  # seconds between two looks
 LATEST_EFFECT = 0.5  # seconds: what a killed worker has sent to the cloud is carried out at once
 LATE = 4 * SOON  # the worker is dead by then, and the next one is not up
 ROLES = ("worker", "projector")
+
+# A process that has loaded the programs is forked for each start, since to load them takes longer than a run.
+_PROGRAMS = multiprocessing.get_context("forkserver")
+_PROGRAMS.set_forkserver_preload(["tests.crash.program"])
 
 
 class ProcessBed:
@@ -59,7 +63,7 @@ class ProcessBed:
         self._far_side = FarSide(self._socket)
         self._connection: Connection
         self._log: EventLog | None = None
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: dict[str, ForkServerProcess] = {}
         self._orders = Orders()
         self._died = 0
         self._died_in = ""
@@ -73,7 +77,7 @@ class ProcessBed:
         self.directory.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(self._broker.start)
         options = ["--ledger", str(self._ledger.path), "--latest-effect", str(LATEST_EFFECT)]
-        self._spawn("cloud", [sys.executable, "-m", "engine.clouds.simulated", "--socket", str(self._socket), *options])
+        self._spawn("cloud", ["--socket", str(self._socket), *options])
         await self._until_said("cloud")
         self._connection = Connection(self._broker.url)
         self.handle = Handle(self._connection)
@@ -92,11 +96,10 @@ class ProcessBed:
         for process in self._running.values():
             process.terminate()
         for process in self._running.values():
-            try:
-                await asyncio.to_thread(process.wait, 20)
-            except subprocess.TimeoutExpired:
+            await asyncio.to_thread(process.join, 20)
+            if process.exitcode is None:
                 process.kill()
-                process.wait()
+                process.join()
         self._running.clear()
         await self._far_side.close()
         with suppress(AttributeError):
@@ -109,17 +112,20 @@ class ProcessBed:
         common = ["--nats", self._broker.url, "--store", self._store_url, "--state", str(self.state.root)]
         own = ["--durable-broker", "--cloud", f"simulated:{self._socket}"] if role == "worker" else []
         environment = {AT: f"@{self._orders_of(role)}", RECORD: str(self._record_of(role))}
-        self._spawn(role, [str(HOLDFAST), role, *common, *own], **environment)
+        self._spawn(role, [role, *common, *own], environment)
 
-    def _spawn(self, role: str, command: Sequence[str], **environment: str) -> None:
-        with (self.directory / f"{role}.log").open("ab") as log:
-            self._running[role] = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
+    def _spawn(self, role: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        log = self.directory / f"{role}.log"
+        log.touch()
+        started = (role, arguments, {**os.environ, **(environment or {})}, log)
+        self._running[role] = _PROGRAMS.Process(target=program.run, args=started, name=role)
+        self._running[role].start()
 
     async def _keep(self) -> None:
         """Start anew what has died."""
         while True:
             for role, process in list(self._running.items()):
-                if (status := process.poll()) is None:
+                if (status := process.exitcode) is None:
                     continue
                 if status != -signal.SIGKILL or role == "cloud":
                     raise RuntimeError(f"the {role} ended with {status}:\n{self._said(role)}")
