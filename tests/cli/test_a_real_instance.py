@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import psutil
 
 from engine.client import Context, TaskManager
 from engine.client.connection import Connection
@@ -53,15 +58,32 @@ def test_an_instance_is_made_used_and_removed() -> None:
 
 
 def _cancelled(site: Installation) -> None:
-    """A create that is not wanted any more is undone while it runs."""
-    begun = site.holdfast("create", "mistake", "--datastore", "postgresql", "--flavor", "small", "--no-wait")
-    operation_id = begun.stdout.strip()
+    """A create that is not wanted any more is undone while it runs: its guest agent is held, so that it cannot end."""
+    known = _agents(site)
+    arguments = ("create", "mistake", "--datastore", "postgresql", "--flavor", "small", "--no-wait")
+    with ThreadPoolExecutor(1) as beside:
+        begun = beside.submit(site.holdfast, *arguments)
+        deadline = time.monotonic() + 60
+        while not (agents := _agents(site) - known):
+            assert time.monotonic() < deadline, site.said()
+        for agent in agents:
+            agent.suspend()
+        operation_id = begun.result().stdout.strip()
     cancelled = site.holdfast("operation", "cancel", operation_id, "--reason", "by mistake", "--json")
     assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr
     document = json.loads(cancelled.stdout)
     assert (document["operation"]["outcome"], document["instance"]["status"]) == ("cancelled", "FAILED")
     again = site.holdfast("operation", "cancel", operation_id)
     assert (again.returncode, "none runs" in again.stderr) == (4, True)
+
+
+def _agents(site: Installation) -> set[psutil.Process]:
+    found = set()
+    for process in site.processes():
+        with suppress(psutil.NoSuchProcess):  # the program's own processes come and go
+            if "engine.guest" in process.cmdline():
+                found.add(process)
+    return found
 
 
 def _sql(site: Installation, statement: str, password: str) -> str:
