@@ -102,6 +102,7 @@ class Instance(Lifecycled):
         self.port: int | None = None
         self.volume_id: str | None = None
         self.server_id: str | None = None
+        self.server_gone = False
         self.host: str | None = None
         self.target_host: str | None = None
         self.new_host: str | None = None

@@ -6,7 +6,7 @@ needs nothing else.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from aggregates import base
 from aggregates.base import Failure, Intervention, Operation
@@ -250,6 +250,11 @@ class FileSystemGrown(Transition):
 
 class ServerDeleted(Transition):
     """No server of the instance exists."""
+
+    def apply(self, aggregate: Any) -> None:
+        """Assign; its id is kept, to look for it once more."""
+        super().apply(aggregate)
+        aggregate.server_gone = True
 
 
 class PortDeleted(Transition):

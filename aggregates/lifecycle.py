@@ -285,4 +285,4 @@ class InstanceLifecycle(StateChart[Any]):
 
     def has_server(self, subject: Any) -> bool:
         """There is a guest that can be asked to stop its database."""
-        return subject.server_id is not None
+        return subject.server_id is not None and not subject.server_gone

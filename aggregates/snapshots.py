@@ -81,6 +81,7 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     intervention: Intervention | None
     unanswered_until: datetime | None
     overtaken: bool
+    server_gone: bool = False  # older snapshots do not say; the guest is then asked in vain
     failure: Failure | None
     name: str
     flavor: Flavor

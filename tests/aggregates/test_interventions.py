@@ -362,3 +362,13 @@ def test_active_again_after_a_cancel_takes_commands() -> None:
     settle(instance)
     instance.execute(EXAMPLES["restart"], context())
     assert instance.failure is None
+
+
+def test_a_guest_whose_server_is_gone_already_is_not_asked_to_stop() -> None:
+    instance = advance(requested(), "build_health")
+    fail(instance)
+    park(advance(instance, "undo_build_volume"))
+    instance.execute(intervention(instance, "abandon_operation"), context())
+    assert instance.status == "ERROR"
+    instance.execute(DeleteInstance(), context())
+    assert instance.state == "delete_server"
