@@ -77,7 +77,7 @@ class Report(msgspec.Struct, kw_only=True):
 def plan(seed: int, length: float | None = None) -> Plan:
     """What the seed stands for."""
     random = Random(f"plan {seed}")
-    chosen = length or random.choices(LENGTHS, weights=(10, 6, 3, 1, 0))[0]
+    chosen = length or random.choices(LENGTHS, weights=(300, 100, 20, 3, 0.5))[0]
     hours = chosen / HOUR
 
     def some(most: float, least: float = 0.0, part: float = 0.5) -> float:
