@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--at", metavar="POINT:SUBJECT:OCCURRENCE", help="one boundary of that scenario")
     parser.add_argument("--spread", type=int, metavar="N", help="N boundaries, drawn by --seed, instead of all")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="by which the spread is drawn")
-    parser.add_argument("--parallel", type=int, default=2, metavar="N", help="interpreters at once; 2 by default")
+    parser.add_argument("--parallel", type=int, metavar="N", help="interpreters at once; 6, or 2 in virtual time")
     parser.add_argument("--list", action="store_true", help="name the scenarios and end")
     options = parser.parse_args(argv)
     chosen = [each for each in scenarios() if _wanted(each, options.only, options.scenario)]
@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(each.name for each in chosen) or "there is no such scenario; see --list")
         return 0 if chosen else 2
     form = Form.VIRTUAL if options.virtual else Form.PROCESSES
-    return _run(Crew(form, options.parallel), form, chosen, options)
+    # Real processes mostly wait for each other; in virtual time nobody waits.
+    parallel = options.parallel or (2 if options.virtual else 6)
+    return _run(Crew(form, parallel), form, chosen, options)
 
 
 def _run(crew: Crew, form: Form, chosen: Sequence[Scenario], options: argparse.Namespace) -> int:
