@@ -105,7 +105,7 @@ async def test_what_is_made_and_only_waited_for_is_given_up_at_once_and_undone(
     await engine.settled(instance_id, within=60)
     assert await engine.held() == []
     told = await names(engine, instance_id)
-    assert "LateOutcome" not in told  # its id is not known, and its name is enough
+    assert "LateOutcome" in told  # its id: a list by its name may be older than the volume
 
 
 async def test_a_cancelled_migration_leaves_the_instance_where_it_was(engine: Engine, publisher: Publisher) -> None:
