@@ -233,6 +233,22 @@ def test_what_undoes_never_fails_it_parks(state: str) -> None:
             assert not advance(instance, state).can("failed")
 
 
+@pytest.mark.parametrize(("command", "state"), [("start_instance", "start_server"), ("stop_instance", "stop_server")])
+def test_where_the_database_is_stopped_and_the_server_may_be_off_a_deletion_asks_no_guest(
+    command: str, state: str
+) -> None:
+    instance = advance(started(command), state)
+    instance.execute(EXAMPLES["delete_instance"], context())
+    assert instance.state == "delete_server"
+
+
+def test_where_the_server_is_on_a_deletion_has_the_database_stopped_first() -> None:
+    for command, state in (("start_instance", "start_agent"), ("stop_instance", "stop_database")):
+        instance = advance(started(command), state)
+        instance.execute(EXAMPLES["delete_instance"], context())
+        assert instance.state == "delete_database"
+
+
 @pytest.mark.parametrize("state", [state for state in everywhere() if Instance.owes_in(state)])
 def test_a_state_owes_what_its_transition_says_was_done(state: str) -> None:
     owed = everywhere()[state].owes()

@@ -273,6 +273,13 @@ def _surplus() -> Sequence[Any]:
     return teller.events()
 
 
+def _deleted_while_off() -> Sequence[Any]:
+    teller = Teller("start_instance")
+    teller.command(DeleteInstance())
+    teller.settle()
+    return teller.events()
+
+
 def _long_life() -> Sequence[Any]:
     teller = Teller("create_instance")
     teller.settle()
@@ -324,6 +331,7 @@ OTHERS: dict[str, Callable[[], Sequence[Any]]] = {
     "create_instance-hindered": _hindered,
     "create_instance-late_outcome": _late,
     "create_instance-surplus": _surplus,
+    "start_instance-deleted_while_off": _deleted_while_off,
     "instance-long_life": _long_life,
     "health": _health,
     "quota": _quota,
