@@ -90,7 +90,7 @@ class EnsureVolume(MakingEffect, frozen=True, kw_only=True):
     availability_zone: str | None
 
 
-class EnsureCredentials(CloudEffect, frozen=True, kw_only=True):
+class EnsureCredentials(MakingEffect, frozen=True, kw_only=True):
     """The guest's own broker credentials exist and are accepted. Yields no facts."""
 
 
@@ -196,7 +196,7 @@ class PortAbsent(ClearingEffect, frozen=True, kw_only=True):
     port_id: str | None
 
 
-class CredentialsAbsent(CloudEffect, frozen=True, kw_only=True):
+class CredentialsAbsent(ClearingEffect, frozen=True, kw_only=True):
     """The guest's broker credentials are refused. Yields no facts."""
 
 

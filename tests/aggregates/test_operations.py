@@ -384,7 +384,7 @@ def test_the_key_of_an_effect_is_the_same_over_all_attempts_and_another_in_the_n
 # --- unanswered calls ------------------------------------------------------------------------------------------
 
 LATER = NOON + timedelta(seconds=60)
-CLEARING = {"ServerAbsent", "VolumeAbsent", "PortAbsent", "SurplusAbsent", "RevertServer"}
+CLEARING = {"ServerAbsent", "VolumeAbsent", "PortAbsent", "SurplusAbsent", "RevertServer", "CredentialsAbsent"}
 
 
 def test_a_create_with_an_unanswered_call_looks_for_surplus_before_it_is_active() -> None:
