@@ -35,6 +35,11 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         """Whether it removes or reverts what a call has left: too early, it would miss what is carried out late."""
         return False
 
+    @property
+    def lasts(self) -> bool:
+        """Whether what a call of it does late stays, since nothing on the way back removes or reverts it."""
+        return False
+
 
 class SendCommand(Effect, frozen=True, kw_only=True):
     """Another aggregate has decided the command; paid when its record is in the log.
@@ -53,6 +58,11 @@ class CloudEffect(Effect, frozen=True, kw_only=True):
     """Something that the cloud must hold or no longer hold for an instance."""
 
     instance_id: UUID
+
+    @property
+    def lasts(self) -> bool:
+        """It does, unless it makes something."""
+        return not self.makes
 
 
 class MakingEffect(CloudEffect, frozen=True, kw_only=True):

@@ -35,6 +35,7 @@ from aggregates.instance_events import (
     AttemptFailed,
     CallUnanswered,
     InstanceRequested,
+    LastLookDue,
     LateOutcome,
     OperationParked,
     RetryRequested,
@@ -248,5 +249,13 @@ Instance.owing = OBLIGATIONS
 Instance.events = declare(Instance, TRANSITIONS)
 Instance.notes = {
     each.__name__: each
-    for each in (AttemptFailed, OperationParked, LateOutcome, CallUnanswered, RetryRequested, StepSkipped)
+    for each in (
+        AttemptFailed,
+        OperationParked,
+        LateOutcome,
+        CallUnanswered,
+        LastLookDue,
+        RetryRequested,
+        StepSkipped,
+    )
 }

@@ -54,6 +54,10 @@ class CallUnanswered(InstanceEvent, base.CallUnanswered):
     """A call to the cloud may have gone out and its answer is not known."""
 
 
+class LastLookDue(InstanceEvent, base.LastLookDue):
+    """What is owed failed; a call whose outcome is not known may have done it, so it is looked at once more."""
+
+
 class RetryRequested(InstanceEvent, base.RetryRequested):
     """retry_operation was accepted."""
 

@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 from eventsourcing.utils import register_topic
 
-from aggregates.base import Failure, Intervention, Operation, Parked
+from aggregates.base import Failure, Intervention, LastLook, Operation, Parked
 from aggregates.catalogue import Flavor
 from aggregates.effects import Database, User
 from aggregates.instance import Instance
@@ -77,6 +77,7 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     attempts: int
     retry_at: datetime | None
     parked: Parked | None
+    last_look: LastLook | None = None  # older snapshots know of none
     last_error: str | None
     intervention: Intervention | None
     unanswered_until: datetime | None

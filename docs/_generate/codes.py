@@ -42,7 +42,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "broker_unreachable": ("No broker took the connection in time.", "Start the broker, or correct the address."),
     "call_in_flight": (
-        "A worker ended while it called the cloud, and that call may still be carried out.",
+        "A call made before may still be carried out: a worker ended while it made it, or its answer is missing.",
         "Nothing: it is looked again, and called again when no call can be under way.",
     ),
     "cancelled": (
@@ -106,6 +106,10 @@ CODES: dict[str, tuple[str, str]] = {
     "no_engine": ("Nobody serves this state directory.", "Start the engine."),
     "no_responders": ("Nobody answers this query.", "Start the engine."),
     "no_stream": ("The broker has no command stream.", "Start the engine: it makes the stream."),
+    "not_carried_out": (
+        "A last look found that what no try has had answered did not come about.",
+        "Nothing: the operation fails, or is parked, with the words of the last try.",
+    ),
     "not_decided": ("A command of the engine's own was not decided in time.", "Nothing: it is tried again."),
     "not_found": ("The project has nothing of this id.", "Correct id or project; a read model may be a moment behind."),
     "not_replayable": (

@@ -40,9 +40,13 @@ class TransientError(PayError):
 
 
 class UnknownOutcomeError(TransientError):
-    """A call that makes or changes something went out and its answer is missing: it may have been carried out, or may
-    yet be, until the cloud's `latest_effect` after it began.
+    """A call that makes or changes something went out and its answer is missing, or what it began has not been seen to
+    end: it may have been carried out, or may yet be, until the cloud's `latest_effect` after it began.
     """
+
+
+class TooEarlyError(TransientError):
+    """It was not tried, since a call made before may still act. No deadline makes a failure of that."""
 
 
 class FinalError(PayError):
@@ -59,19 +63,33 @@ def check_permit() -> None:
         check()
 
 
-# Until when, by the loop's time, a call of whoever paid the same before may still be carried out.
+# Until when, by the loop's time, a call made before for the same may still be carried out.
 others_act_until: ContextVar[float] = ContextVar("others_act_until", default=0.0)
 
 
 def check_alone() -> None:
-    """Every adapter asks before a call of which nothing keeps a second one from being carried out as well."""
+    """Every adapter asks before a call of which nothing keeps a second one from being carried out as well.
+
+    Raises `TooEarlyError` while one made before may act.
+    """
     remaining = others_act_until.get() - monotonic()
     if remaining > 0:
-        raise TransientError(
+        raise TooEarlyError(
             "call_in_flight",
-            "a call of a process that has ended may still be carried out; it is not repeated before that is over",
+            "a call made before may still be carried out; it is not repeated before that is over",
             retry_after=remaining,
         )
+
+
+# Whether this payment may only look: no try is left, and a call whose outcome nobody knows may have brought about what
+# is owed.
+only_looks: ContextVar[bool] = ContextVar("only_looks", default=False)
+
+
+def check_may_change() -> None:
+    """Every adapter asks before it changes anything. Raises `FinalError` when this payment may only look."""
+    if only_looks.get():
+        raise FinalError("not_carried_out", "it has not come about")
 
 
 class Waiting:

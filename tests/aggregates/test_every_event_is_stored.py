@@ -32,6 +32,7 @@ def lived() -> list[Any]:
         instance.note("AttemptFailed", at=NOON, attempt=1, retry_at=NOON, **note)
         instance.note("OperationParked", at=NOON, **note)
         instance.note("CallUnanswered", at=NOON, effect="EnsureServer", until=NOON)
+        instance.note("LastLookDue", at=NOON, due_at=NOON, **note)
         instance.note("LateOutcome", at=NOON, effect="EnsureServer", facts=YIELDS["server_created"])
         pay(instance)
     quota = Quota.create(quota_id("acme"), ReserveQuota(instance_id=ID, ram=1, volumes=1), context())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextvars import copy_context
 from uuid import uuid4
 
 import pytest
 
-from engine.clouds.port import FinalError, TransientError
+from aggregates.effects import CloudEffect
+from engine.clouds.port import Facts, FinalError, TransientError, only_looks
 from tests.clouds.wishes import Cloud, Wishes
 
 NOTHING: dict[str, dict[str, object]] = {"ports": {}, "volumes": {}, "servers": {}}
@@ -218,6 +221,48 @@ async def test_what_makes_no_sense_is_a_final_error(built: Wishes) -> None:
             await wishes.pay(effect)
         assert raised.value.code in {"invalid_argument", "not_found"}
     assert len((await built.cloud.inventory())["servers"]) == 1
+
+
+Step = Callable[[Wishes], CloudEffect]
+
+# Effects that may be looked at: what is paid before one can be looked for in vain, and the effect.
+LOOKED_AT: dict[str, tuple[tuple[Step, ...], Step]] = {
+    "attachment": ((Wishes.port, Wishes.volume, Wishes.server), Wishes.attachment),
+    "extend": ((), lambda wishes: wishes.extend(2)),
+    "reboot": ((), Wishes.reboot),
+    "confirm": ((lambda wishes: wishes.resize("medium"),), Wishes.confirm),
+    "revert": ((lambda wishes: wishes.resize("medium"),), Wishes.revert),
+    "stop": ((), Wishes.stop),
+    "start": ((Wishes.stop,), Wishes.start),
+    "no server": ((), Wishes.no_server),
+    "no port": ((Wishes.no_server,), Wishes.no_port),
+    "no volume": ((Wishes.no_server,), Wishes.no_volume),
+}
+
+
+async def _look(wishes: Wishes, effect: CloudEffect) -> Facts:
+    looking = copy_context()
+    looking.run(only_looks.set, True)
+    return await asyncio.create_task(wishes.cloud.pay(effect, "looked at"), context=looking)
+
+
+@pytest.mark.parametrize("name", LOOKED_AT)
+async def test_whoever_may_only_look_changes_nothing_and_finds_what_is_there(cloud: Cloud, name: str) -> None:
+    wishes = Wishes(cloud)
+    before, effect = LOOKED_AT[name]
+    if name != "attachment":
+        await wishes.build()
+    for each in before:
+        await wishes.pay(each(wishes), "before")
+    inventory = await cloud.inventory()
+    with pytest.raises(FinalError) as raised:
+        await _look(wishes, effect(wishes))
+    assert raised.value.code == "not_carried_out"
+    assert await cloud.inventory() == inventory
+    facts = await wishes.pay(effect(wishes), "looked at")
+    inventory = await cloud.inventory()
+    assert await _look(wishes, effect(wishes)) == facts
+    assert await cloud.inventory() == inventory
 
 
 async def test_stop_and_start(built: Wishes) -> None:

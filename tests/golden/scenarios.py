@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from aggregates.base import Context, Event, Failure
+from aggregates.base import Context, Event, Failure, Obligation
 from aggregates.commands import CreateInstance, DeleteInstance, ReleaseQuota, ReserveQuota, StopInstance
 from aggregates.effects import Database, User
 from aggregates.health import Health, HealthStatus
@@ -105,6 +105,13 @@ class Teller:
         facts = {"attempt": number, "code": "timeout", "message": "no answer within 30 s", "retry_at": self._at + STEP}
         self.note("AttemptFailed", effect=owed.effect.type_name, **facts)
 
+    def doubt(self) -> None:
+        """The last try fails, and a call may yet be carried out."""
+        owed = self.instance.owes()
+        assert owed is not None
+        facts = {"code": "timeout", "message": "no answer within 30 s", "due_at": self._at + 60 * STEP}
+        self.note("LastLookDue", effect=owed.effect.type_name, **facts)
+
     def park(self) -> None:
         """What is owed cannot be paid."""
         owed = self.instance.owes()
@@ -139,6 +146,10 @@ def outcomes() -> dict[str, Callable[[], Sequence[Any]]]:
             derived.update(_parkings(name, partial(_parked, name, cannot[0])))
         if can_fail and _undo(name, can_fail[-1]):
             derived.update(_parkings(f"{name}-undo", partial(_undo_parked, name, can_fail[-1])))
+        lasting = [state for state in operation.plan if _owed(name, state).effect.lasts]
+        if lasting:
+            derived[f"{name}-last_look_found"] = partial(_last_look, name, lasting[0], found=True)
+            derived[f"{name}-last_look_in_vain"] = partial(_last_look, name, lasting[0], found=False)
         if _reached(name, operation.plan[-1]).can("deletion_requested"):
             derived[f"{name}-deleted"] = partial(_deleted, name, operation.plan[-1])
     return derived
@@ -148,6 +159,12 @@ def _reached(name: str, state: str) -> Instance:
     teller = Teller(name)
     teller.until(state)
     return teller.instance
+
+
+def _owed(name: str, state: str) -> Obligation:
+    owed = _reached(name, state).owes()
+    assert owed is not None
+    return owed
 
 
 def _undo(name: str, state: str) -> bool:
@@ -177,6 +194,20 @@ def _deadline(name: str, state: str) -> Sequence[Any]:
     teller.until(state)
     teller.attempt(1)
     teller.fail("deadline_exceeded", "it was not done by then; last error: timeout: no answer within 30 s")
+    teller.settle()
+    return teller.events()
+
+
+def _last_look(name: str, state: str, *, found: bool) -> Sequence[Any]:
+    teller = Teller(name)
+    teller.until(state)
+    teller.attempt(1)
+    teller.doubt()
+    if not found and teller.instance.can("failed"):
+        teller.fail("timeout", "no answer within 30 s; looked at again when no call could act any longer")
+    elif not found:
+        teller.park()
+        return teller.events()
     teller.settle()
     return teller.events()
 

@@ -10,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -29,7 +30,7 @@ from engine.clouds.local.records import Power
 from engine.clouds.local.servers import Launcher, Servers
 from engine.clouds.local.supervisor import Supervisor
 from engine.clouds.local.volumes import Volumes
-from engine.clouds.port import Facts, FinalError, PayError, TransientError, check_permit
+from engine.clouds.port import Facts, FinalError, PayError, TransientError, check_may_change, check_permit
 
 _LOCK_TIMEOUT = 60.0
 _GRACE = 10.0  # seconds that processes have to end by themselves
@@ -168,6 +169,7 @@ class LocalCloud:
                 await self._credentials.ensure(effect.instance_id)
                 return {}
             case effects.CredentialsAbsent():
+                check_may_change()  # whether they are accepted is not told
                 await self._credentials.revoke(effect.instance_id)
                 return {}
             case effects.EnsureServer():
@@ -269,7 +271,7 @@ class LocalCloud:
     async def _with(self, lock: Lock, work: Callable[[Lock], Result], threads: ThreadPoolExecutor) -> Result:
         try:
             check_permit()
-            future = threads.submit(work, lock)
+            future = threads.submit(copy_context().run, work, lock)
         except BaseException:
             lock.release()
             raise

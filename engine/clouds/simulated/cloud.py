@@ -28,6 +28,7 @@ from engine.clouds.port import (
     TransientError,
     UnknownOutcomeError,
     check_alone,
+    check_may_change,
     check_permit,
     knows,
 )
@@ -147,6 +148,7 @@ class SimulatedCloud:
 
     async def _change(self, key: str, call: str, /, **args: Any) -> Any:
         """A call that makes or changes something."""
+        check_may_change()
         return await self._send(Call(name=call, args=args, request_id=key, caller=self._caller), changes=True)
 
     async def _send(self, call: Call, *, changes: bool) -> Any:
@@ -394,7 +396,11 @@ class SimulatedCloud:
             passed = monotonic() - begun
             error.retry_after = max(error.retry_after, self.latest_effect.total_seconds() - passed)
             raise
-        return await self._idle_server(server_id)
+        try:
+            return await self._idle_server(server_id)
+        except TransientError as error:
+            # It was told, and may be doing it still.
+            raise UnknownOutcomeError(error.code, error.message, retry_after=error.retry_after) from error
 
     async def _reboot(self, effect: effects.RebootServer, key: str) -> None:
         server = await self._idle_server(effect.server_id)
