@@ -11,6 +11,8 @@ from uuid import UUID
 
 import msgspec
 
+from aggregates.resources import ResourceKind
+
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """An obligation. The name of its type is part of the idempotency key."""
@@ -197,6 +199,17 @@ class SurplusAbsent(ClearingEffect, frozen=True, kw_only=True):
 
     name: str
     keep: str
+
+
+class ResourceAbsent(ClearingEffect, frozen=True, kw_only=True):
+    """No resource of this id exists, which bears this name. Yields no facts.
+
+    One that bears another name is a stranger's: it is left alone, and the error is final.
+    """
+
+    kind: ResourceKind
+    name: str
+    resource_id: str
 
 
 class PortAbsent(ClearingEffect, frozen=True, kw_only=True):

@@ -89,6 +89,10 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
         if e.removed
         else "No call that went unanswered has left a surplus volume."
     ),
+    "instance.SurplusFound": lambda e: (
+        f"The cloud holds the {e.found}, which bears the instance's name and is none of its own: it is to be removed."
+    ),
+    "instance.SurplusDeleted": lambda e: f"The surplus {e.removed} is gone.",
     "quota.ReservationChanged": lambda e: (
         f"The quota holds {e.held.ram} MiB and {e.held.volumes} GiB for instance {e.instance_id}."
     ),

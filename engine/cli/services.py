@@ -54,6 +54,12 @@ Cloud = Annotated[
     ),
 ]
 InFlight = Annotated[int, typer.Option(help="Calls to the cloud at once.", min=1)]
+ObserveEvery = Annotated[
+    float,
+    typer.Option(
+        help="Seconds between two looks at all that the cloud holds, to find what is surplus; 0: none.", min=0
+    ),
+]
 RunAs = Annotated[str | None, typer.Option(help="user-id:group-id of the guests when started by root.")]
 JsonLog = Annotated[bool, typer.Option("--json-log", help="Log in JSON.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Log more.")]
@@ -89,6 +95,7 @@ def up(
     run_as: RunAs = None,
     mount: Annotated[bool, typer.Option(help="Under root, give volumes a hard limit by mounting images.")] = True,
     in_flight: InFlight = 64,
+    observe_every: ObserveEvery = 60.0,
     json_log: JsonLog = False,
     verbose: Verbose = False,
 ) -> None:
@@ -107,6 +114,7 @@ def up(
         run_as=_user(run_as),
         mount=mount,
         in_flight=in_flight,
+        observe_every=observe_every,
     )
     _run(service.run_up(settings))
 
@@ -125,6 +133,7 @@ def worker(
     cloud: Cloud = "local",
     run_as: RunAs = None,
     in_flight: InFlight = 64,
+    observe_every: ObserveEvery = 60.0,
     json_log: JsonLog = False,
     verbose: Verbose = False,
 ) -> None:
@@ -141,6 +150,7 @@ def worker(
         cloud=cloud,
         run_as=_user(run_as),
         in_flight=in_flight,
+        observe_every=observe_every,
     )
     _run(service.run_worker(settings))
 

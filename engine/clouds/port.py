@@ -7,14 +7,15 @@ makes at most one mutating call for each resource. How long a call may take is e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, Protocol
 
 from aggregates.catalogue import Catalogue
-from aggregates.effects import CloudEffect
+from aggregates.effects import CloudEffect, ResourceAbsent
+from aggregates.resources import Resource
 from engine.clock import monotonic
 
 Facts = Mapping[str, Any]
@@ -121,6 +122,16 @@ class Waiting:
             self._begun.clear()
 
 
+def refuse_stranger(effect: ResourceAbsent, name: str | None) -> None:
+    """Every adapter asks before it removes by id alone. Raises `FinalError` when the resource has another name."""
+    if name != effect.name:
+        raise FinalError(
+            "conflict",
+            f"{effect.kind} {effect.resource_id} is named {name}, not {effect.name}: it is not removed; "
+            "give it its name back, or remove it yourself",
+        )
+
+
 waiting: ContextVar[Waiting | None] = ContextVar("waiting", default=None)
 
 
@@ -163,6 +174,13 @@ class Cloud(Protocol):
 
     async def catalogue(self) -> Catalogue:
         """What this cloud offers."""
+        ...
+
+    async def inventory(self) -> Sequence[Resource]:
+        """All that it holds of what effects make, in a few calls whatever its number, also what others have made.
+
+        A list, which may be older than what was just done. Raises `TransientError` or `FinalError`.
+        """
         ...
 
     async def pay(self, effect: CloudEffect, key: str) -> Facts:

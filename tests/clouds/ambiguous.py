@@ -197,7 +197,7 @@ class Trial:
 
     async def there(self) -> dict[str, list[Any]]:
         """What the cloud holds, without what differs from run to run."""
-        inventory = await self.cloud.inventory()
+        inventory = await self.cloud.contents()
         return {
             kind: [{name: value for name, value in each.items() if not name.endswith("id")} for each in found.values()]
             for kind, found in inventory.items()

@@ -108,7 +108,7 @@ class Core:
 
     async def there(self, instance: Instance) -> dict[str, list[Any]]:
         """What the cloud holds, in the words of `says`. An instance in ERROR does not say whether its server is up."""
-        inventory = await self.cloud.inventory()
+        inventory = await self.cloud.contents()
         return {
             "ports": list(inventory["ports"]),
             "volumes": [(each["id"], each["size"]) for each in inventory["volumes"].values()],

@@ -38,7 +38,7 @@ async def test_ensuring_twice_makes_one(cloud: Cloud) -> None:
         assert await wishes.pay(effect()) == first
     for _ in range(2):
         assert await wishes.pay(wishes.attachment()) == {}
-    assert {kind: len(found) for kind, found in (await cloud.inventory()).items()} == {
+    assert {kind: len(found) for kind, found in (await cloud.contents()).items()} == {
         "ports": 1,
         "volumes": 1,
         "servers": 1,
@@ -50,7 +50,7 @@ async def test_racing_ensures_make_one(cloud: Cloud) -> None:
     for effect in (wishes.port, wishes.volume, wishes.server):
         answers = await asyncio.gather(*(wishes.pay(effect()) for _ in range(8)))
         assert all(answer == answers[0] for answer in answers)
-    assert {kind: len(found) for kind, found in (await cloud.inventory()).items()} == {
+    assert {kind: len(found) for kind, found in (await cloud.contents()).items()} == {
         "ports": 1,
         "volumes": 1,
         "servers": 1,
@@ -72,15 +72,15 @@ async def test_a_built_server_is_active_on_a_known_host(built: Wishes) -> None:
 
 async def test_absent_leaves_nothing(built: Wishes) -> None:
     await built.remove()
-    assert await built.cloud.inventory() == NOTHING
+    assert await built.cloud.contents() == NOTHING
     await built.remove()
-    assert await built.cloud.inventory() == NOTHING
+    assert await built.cloud.contents() == NOTHING
 
 
 async def test_absent_finds_by_name_what_no_id_was_recorded_for(built: Wishes) -> None:
     built.facts.clear()
     await built.remove()
-    assert await built.cloud.inventory() == NOTHING
+    assert await built.cloud.contents() == NOTHING
 
 
 async def test_absent_of_nothing_is_fine(cloud: Cloud) -> None:
@@ -88,7 +88,7 @@ async def test_absent_of_nothing_is_fine(cloud: Cloud) -> None:
     await wishes.remove()
     wishes.facts = {"server_id": str(uuid4()), "port_id": str(uuid4()), "volume_id": str(uuid4())}
     await wishes.remove()
-    assert await cloud.inventory() == NOTHING
+    assert await cloud.contents() == NOTHING
 
 
 async def test_a_name_can_be_had_again_after_its_removal(built: Wishes) -> None:
@@ -105,7 +105,7 @@ async def test_a_server_cannot_take_the_port_of_another(built: Wishes) -> None:
     with pytest.raises(FinalError) as raised:
         await thief.pay(thief.server(port_id=built.facts["port_id"]))
     assert raised.value.code == "conflict"
-    assert list((await built.cloud.inventory())["servers"]) == [built.facts["server_id"]]
+    assert list((await built.cloud.contents())["servers"]) == [built.facts["server_id"]]
 
 
 async def test_two_servers_that_race_for_a_port_become_one(cloud: Cloud) -> None:
@@ -115,7 +115,7 @@ async def test_two_servers_that_race_for_a_port_become_one(cloud: Cloud) -> None
         first.pay(first.server(port_id=port_id)), second.pay(second.server(port_id=port_id)), return_exceptions=True
     )
     assert sorted(isinstance(answer, FinalError) for answer in answers) == [False, True]
-    assert len((await cloud.inventory())["servers"]) == 1
+    assert len((await cloud.contents())["servers"]) == 1
 
 
 async def test_a_volume_cannot_be_attached_to_two_servers(built: Wishes) -> None:
@@ -145,7 +145,7 @@ async def test_a_server_that_is_gone_frees_port_and_volume(built: Wishes) -> Non
 async def test_volumes_only_grow(built: Wishes) -> None:
     for size, expected in ((2, 2), (2, 2), (1, 2), (3, 3)):
         await built.pay(built.extend(size))
-        volumes = (await built.cloud.inventory())["volumes"]
+        volumes = (await built.cloud.contents())["volumes"]
         assert volumes[built.facts["volume_id"]]["size"] == expected
     await built.pay(built.volume(1))
     with pytest.raises(FinalError):
@@ -220,7 +220,7 @@ async def test_what_makes_no_sense_is_a_final_error(built: Wishes) -> None:
         with pytest.raises(FinalError) as raised:
             await wishes.pay(effect)
         assert raised.value.code in {"invalid_argument", "not_found"}
-    assert len((await built.cloud.inventory())["servers"]) == 1
+    assert len((await built.cloud.contents())["servers"]) == 1
 
 
 Step = Callable[[Wishes], CloudEffect]

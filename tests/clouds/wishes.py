@@ -44,7 +44,7 @@ class Wishes:
 
     async def shown(self) -> dict[str, Any]:
         """The server as the inventory has it."""
-        return (await self.cloud.inventory())["servers"][self.facts["server_id"]]
+        return (await self.cloud.contents())["servers"][self.facts["server_id"]]
 
     def port(self) -> effects.EnsurePort:
         return effects.EnsurePort(instance_id=self.id, name=self.name, project="p")

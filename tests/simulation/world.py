@@ -46,6 +46,7 @@ from tests.simulation.virtual_time import Died, Process, VirtualLoop, current, r
 T = TypeVar("T")
 
 BEGINNING = datetime(2026, 1, 31, 12, tzinfo=UTC)
+OBSERVE_EVERY = 600.0  # virtual seconds between two looks of a worker at all that the cloud holds
 THREAD = 0.0008  # seconds that a call in a thread takes on average: a commit, a read
 
 
@@ -135,6 +136,7 @@ class Node(Process):
             Payments(cloud, world),
             Payments(Guests(FarAgents(world.agents, world), world.vault), world),
             world.vault,
+            observe_every=world.observe_every,
             ownership=Leases(client, store, now=world.wall) if world.shared else None,
             now=world.wall,
             jitter=world.random.random,
@@ -259,6 +261,7 @@ class World:
         self.agents = SimulatedAgents(serves=self.api.serves)
         self.failures = Failures()
         self.latest_effect = LATEST_EFFECT
+        self.observe_every = OBSERVE_EVERY
         self.store_url = f"sqlite://{directory}/events.db"
         self.models = directory / "models"
         self.nodes: list[Node] = []
