@@ -1,4 +1,4 @@
-"""The composition root of a worker: inbox, settler, outbox, health, observer, endpoints, around one store and one cloud.
+"""The composition root of a worker: inbox, settler, outbox, health, observer, endpoints; one store and one cloud.
 
 All or nothing: when one of them ends by a defect the worker ends, for whoever supervises it to start it anew; nothing
 is lost by that.
