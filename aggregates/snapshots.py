@@ -78,7 +78,7 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     attempts: int
     retry_at: datetime | None
     parked: Parked | None
-    last_look: LastLook | None = None  # older snapshots know of none
+    last_look: LastLook | None
     last_error: str | None
     intervention: Intervention | None
     unanswered_until: datetime | None

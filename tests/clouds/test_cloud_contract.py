@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 from aggregates.effects import CloudEffect
+from aggregates.resources import ResourceKind
 from engine.clouds.port import Facts, FinalError, TransientError, only_looks
 from tests.clouds.wishes import Cloud, Wishes
 
@@ -254,15 +255,15 @@ async def test_whoever_may_only_look_changes_nothing_and_finds_what_is_there(clo
         await wishes.build()
     for each in before:
         await wishes.pay(each(wishes), "before")
-    inventory = await cloud.inventory()
+    inventory = await cloud.contents()
     with pytest.raises(FinalError) as raised:
         await _look(wishes, effect(wishes))
     assert raised.value.code == "not_carried_out"
-    assert await cloud.inventory() == inventory
+    assert await cloud.contents() == inventory
     facts = await wishes.pay(effect(wishes), "looked at")
-    inventory = await cloud.inventory()
+    inventory = await cloud.contents()
     assert await _look(wishes, effect(wishes)) == facts
-    assert await cloud.inventory() == inventory
+    assert await cloud.contents() == inventory
 
 
 async def test_stop_and_start(built: Wishes) -> None:
@@ -277,3 +278,43 @@ async def test_a_reboot_leaves_the_server_active(built: Wishes) -> None:
     for hard in (False, True):
         await built.pay(built.reboot(hard=hard), f"reboot {hard}")
         assert (await built.shown())["status"] == "ACTIVE"
+
+
+async def test_the_inventory_shows_what_there_is_and_whose_it_is(built: Wishes) -> None:
+    found = {each.kind: each for each in await built.cloud.inventory()}
+    assert len(found) == len(await built.cloud.inventory()) == len(ResourceKind)
+    server, port, volume = (found[kind] for kind in ResourceKind)
+    assert {(each.name, each.instance_id) for each in found.values()} == {(built.name, built.id)}
+    assert [server.id, port.id, volume.id] == [built.facts[f"{each}_id"] for each in ("server", "port", "volume")]
+    assert (server.status, server.flavor_id, server.host) == ("ACTIVE", "small", built.facts["host"])
+    assert (volume.status, volume.size, volume.server_id) == ("in-use", 1, server.id)
+    assert port.server_id == server.id
+    await built.remove()
+    assert list(await built.cloud.inventory()) == []
+
+
+async def test_what_is_removed_by_its_id_is_gone_and_the_rest_stays(built: Wishes) -> None:
+    other = Wishes(built.cloud)
+    await other.build()
+    for kind in ResourceKind:
+        for _ in range(2):
+            await built.pay(built.gone(kind))
+    assert {each.instance_id for each in await built.cloud.inventory()} == {other.id}
+    assert len(await built.cloud.inventory()) == len(ResourceKind)
+
+
+@pytest.mark.parametrize("kind", ResourceKind)
+async def test_what_bears_another_name_is_not_removed_by_its_id(built: Wishes, kind: ResourceKind) -> None:
+    stranger = Wishes(built.cloud)
+    stranger.facts = built.facts
+    with pytest.raises(FinalError) as raised:
+        await stranger.pay(stranger.gone(kind))
+    assert raised.value.code == "conflict"
+    assert len(await built.cloud.inventory()) == len(ResourceKind)
+
+
+@pytest.mark.parametrize("kind", [ResourceKind.PORT, ResourceKind.VOLUME])
+async def test_what_a_server_has_is_not_removed_under_it_by_its_id(built: Wishes, kind: ResourceKind) -> None:
+    with pytest.raises(TransientError) as raised:
+        await built.pay(built.gone(kind))
+    assert raised.value.code == "in_use"

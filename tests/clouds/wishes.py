@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from aggregates import effects
+from aggregates.resources import ResourceKind
 from engine.clouds.local import LocalCloud
 from engine.clouds.simulated import SimulatedCloud
 
@@ -108,3 +109,8 @@ class Wishes:
 
     def no_volume(self) -> effects.VolumeAbsent:
         return effects.VolumeAbsent(instance_id=self.id, name=self.name, volume_id=self.facts.get("volume_id"))
+
+    def gone(self, kind: ResourceKind) -> effects.ResourceAbsent:
+        return effects.ResourceAbsent(
+            instance_id=self.id, kind=kind, name=self.name, resource_id=self.facts[f"{kind}_id"]
+        )

@@ -18,8 +18,10 @@ from aggregates.effects import Database, User
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
+from aggregates.observation import note_removed, note_surplus
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
+from aggregates.resources import Resource, ResourceKind
 from tests.support.given import EXAMPLES, NOON, YIELDS, context, intervention, started
 
 ID = uuid5(NAMESPACE_URL, "holdfast:golden")
@@ -97,6 +99,10 @@ class Teller:
     def note(self, event: str, **facts: Any) -> None:
         """A fact beside the state."""
         self.instance.note(event, at=self._now(), **facts)
+
+    def see(self, note: Callable[..., None], resource: Resource) -> None:
+        """Something seen in the cloud is noted."""
+        note(self.instance, resource, at=self._now())
 
     def attempt(self, number: int) -> None:
         """What is owed fails in a way that may pass."""
@@ -311,6 +317,22 @@ def _deleted_while_off() -> Sequence[Any]:
     return teller.events()
 
 
+def _observed() -> Sequence[Any]:
+    """A second volume, found and removed; and another, found after the delete and not gone yet."""
+    teller = Teller("create_instance")
+    teller.settle()
+    first, second = (
+        Resource(kind=ResourceKind.VOLUME, id=name, name=teller.instance.resource_name, status="available", size=1)
+        for name in ("volume-2", "volume-3")
+    )
+    teller.see(note_surplus, first)
+    teller.see(note_removed, first)
+    teller.command(DeleteInstance())
+    teller.settle()
+    teller.see(note_surplus, second)
+    return teller.events()
+
+
 def _long_life() -> Sequence[Any]:
     teller = Teller("create_instance")
     teller.settle()
@@ -364,6 +386,7 @@ OTHERS: dict[str, Callable[[], Sequence[Any]]] = {
     "create_instance-surplus": _surplus,
     "start_instance-deleted_while_off": _deleted_while_off,
     "instance-long_life": _long_life,
+    "instance-observed": _observed,
     "health": _health,
     "quota": _quota,
     "command-accepted": partial(_record, CommandAccepted, version=3),
