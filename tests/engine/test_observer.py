@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from aggregates.resources import Resource, resource_name
+from engine.clock import monotonic
 from engine.clouds.fences import port_mac
 from engine.clouds.port import TransientError
 from engine.clouds.simulated import Fault, SimulatedCloud
@@ -152,9 +153,14 @@ async def test_while_an_operation_runs_it_is_left_to_it(engine: Engine, publishe
 async def test_one_look_alone_which_may_be_old_counts_for_nothing(
     engine: Engine, publisher: Publisher, cloud: Watched
 ) -> None:
-    instance_id = await made(engine, publisher, "DELETED")
+    instance_id = await made(engine, publisher)
+    await cloud.looked_at(15)
+    assert (await publisher.send("delete_instance", instance_id))["accepted"]
+    assert (await engine.settled(instance_id)).state == "DELETED"
     far_side: Any = cloud.api
-    far_side.faults.plan("list_volumes", Fault(kind=Kind.STALE, seconds=20))  # which shows what is gone
+    gone_for = monotonic() - far_side.ledger[-1].at
+    # One list that shows the volume, as it was half a second before it was deleted.
+    far_side.faults.plan("list_volumes", Fault(kind=Kind.STALE, seconds=gone_for + 0.5))
     await cloud.looked_at()
     assert far_side.faults.injected["list_volumes", Kind.STALE] == 1
     assert (await names(engine, instance_id)).count("SurplusFound") == 0
