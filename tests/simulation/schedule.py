@@ -456,7 +456,7 @@ EFFECTS = (
     "EnsurePort", "EnsureVolume", "EnsureServer", "EnsureAttachment", "ExtendVolume", "RebootServer", "ResizeServer",
     "MigrateServer", "ConfirmServer", "RevertServer", "StopServer", "StartServer", "ServerAbsent", "VolumeAbsent",
     "PortAbsent", "PrepareDatabase", "StopDatabase", "StartDatabase", "RestartDatabase", "GrowFileSystem",
-    "AwaitAgent", "AwaitHealthy", "SurplusAbsent", "EnsureCredentials", "CredentialsAbsent",
+    "AwaitAgent", "AwaitHealthy", "SurplusAbsent", "ResourceAbsent", "EnsureCredentials", "CredentialsAbsent",
 )  # fmt: skip
 OPERATIONS = tuple(name for kind, name in COMMANDS if kind == "instance" and name != "create_instance")
 UNFENCED = frozenset({"create_port", "create_volume"})  # calls that make something though nobody wants it any more
