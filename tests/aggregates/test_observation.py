@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -27,7 +28,7 @@ from tests.support.given import (
 SERVER, PORT, VOLUME = ResourceKind.SERVER, ResourceKind.PORT, ResourceKind.VOLUME
 
 
-def seen(instance: Instance, kind: ResourceKind, resource_id: str, **given: str) -> Resource:
+def seen(instance: Instance, kind: ResourceKind, resource_id: str, **given: Any) -> Resource:
     return Resource(kind=kind, id=resource_id, **{"name": instance.resource_name, **given})
 
 
@@ -108,10 +109,10 @@ def test_what_is_found_is_remembered_until_it_is_gone_and_changes_nothing_else(i
     for _ in range(2):
         note_surplus(instance, first, at=NOON)
     note_surplus(instance, second, at=NOON)
-    assert instance.surplus == (first, second)
+    assert [each.id for each in instance.surplus] == ["a", "b"]
     for _ in range(2):
         note_removed(instance, first, at=NOON)
-    assert instance.surplus == (second,)
+    assert [each.id for each in instance.surplus] == ["b"]
     assert (instance.state, instance.entered, instance.operation, instance.version - 3) == before
 
 
