@@ -115,6 +115,11 @@ class Instance(Lifecycled):
         """The name of its server, port and volume in the cloud."""
         return f"holdfast-{self.id}"
 
+    @property
+    def security_group_name(self) -> str:
+        """The name of its security group in the cloud."""
+        return f"holdfast-sg-{self.id}"
+
     def left(self) -> tuple[str, ...]:
         """What there is of it: while it is being removed what the states ahead would remove, else all that is known."""
         ahead = [self.owing[state] for state in path(type(self), self.state, self)]

@@ -81,7 +81,7 @@ def _release(i: Instance) -> SendCommand:
 
 
 def _port(i: Instance) -> EnsurePort:
-    return EnsurePort(instance_id=i.id, name=i.resource_name, project=i.project)
+    return EnsurePort(instance_id=i.id, name=i.resource_name, project=i.project, network=None, security_group_id=None)
 
 
 def _volume(i: Instance) -> EnsureVolume:
@@ -102,6 +102,9 @@ def _server(i: Instance) -> EnsureServer:
         project=i.project,
         flavor_id=i.flavor.id,
         port_id=i.port_id or "",
+        management_port_id=None,
+        server_group_id=None,
+        image_id=None,
         availability_zone=i.availability_zone,
         datastore=i.datastore,
         datastore_version=i.datastore_version,
@@ -191,7 +194,12 @@ OBLIGATIONS: Mapping[str, Owed[Any]] = {
     "build_health": _health,
     "build_surplus": Owed(
         "surplus_removed",
-        lambda i: SurplusAbsent(instance_id=i.id, name=i.resource_name, keep=i.volume_id or ""),
+        lambda i: SurplusAbsent(
+            instance_id=i.id,
+            name=i.resource_name,
+            security_group_name=i.security_group_name,
+            keep=tuple(filter(None, (i.volume_id,))),
+        ),
         attempts=STUBBORN,
         absence=True,
     ),

@@ -375,7 +375,12 @@ def test_a_create_with_an_unanswered_call_looks_for_surplus_before_it_is_active(
     instance = advance(unanswered(requested()), "build_surplus")
     owed = instance.owes()
     assert owed is not None
-    assert owed.effect == SurplusAbsent(instance_id=instance.id, name=instance.resource_name, keep="volume-1")
+    assert owed.effect == SurplusAbsent(
+        instance_id=instance.id,
+        name=instance.resource_name,
+        security_group_name=instance.security_group_name,
+        keep=("volume-1",),
+    )
     assert owed.not_before == LATER
     pay(instance)
     assert (instance.state, given(instance).removed) == ("ACTIVE", ("volume-2",))

@@ -62,7 +62,7 @@ async def _two_volumes(wishes: Wishes) -> CloudEffect:
     )
     assert other.id != wishes.facts["volume_id"]
     await asyncio.sleep(STALEST)  # what made it is over for so long when the chart comes to this
-    return effects.SurplusAbsent(instance_id=wishes.id, name=wishes.name, keep=wishes.facts["volume_id"])
+    return wishes.no_surplus()
 
 
 # Each effect that a cloud is asked for, and what must be there before.
@@ -164,8 +164,8 @@ class Trial:
         self.facts = await self._tried(effect, keys)
         if isinstance(effect, effects.EnsureVolume) and self._unknown:
             await asyncio.sleep(self.cloud.latest_effect.total_seconds())
-            surplus = effects.SurplusAbsent(instance_id=INSTANCE, name=effect.name, keep=self.facts["volume_id"])
-            await self._tried(surplus, iter(["surplus"] * TRIES))
+            self.wishes.facts |= self.facts
+            await self._tried(self.wishes.no_surplus(), iter(["surplus"] * TRIES))
         self.drawn.listening = False
         await asyncio.sleep(2 * LATEST)
         return self

@@ -47,7 +47,9 @@ class Wishes:
         return (await self.cloud.inventory())["servers"][self.facts["server_id"]]
 
     def port(self) -> effects.EnsurePort:
-        return effects.EnsurePort(instance_id=self.id, name=self.name, project="p")
+        return effects.EnsurePort(
+            instance_id=self.id, name=self.name, project="p", network=None, security_group_id=None
+        )
 
     def volume(self, size: int = 1, **given: Any) -> effects.EnsureVolume:
         settings: dict[str, Any] = {"volume_type": None, "availability_zone": None, **given}
@@ -58,6 +60,9 @@ class Wishes:
             "name": self.name,
             "port_id": self.facts.get("port_id", ""),
             "flavor_id": "small",
+            "management_port_id": None,
+            "server_group_id": None,
+            "image_id": None,
             "availability_zone": None,
             **given,
         }
@@ -105,6 +110,14 @@ class Wishes:
 
     def no_port(self) -> effects.PortAbsent:
         return effects.PortAbsent(instance_id=self.id, name=self.name, port_id=self.facts.get("port_id"))
+
+    def no_surplus(self) -> effects.SurplusAbsent:
+        return effects.SurplusAbsent(
+            instance_id=self.id,
+            name=self.name,
+            security_group_name=f"holdfast-sg-{self.id}",
+            keep=tuple(id_ for name, id_ in self.facts.items() if name.endswith("_id")),
+        )
 
     def no_volume(self) -> effects.VolumeAbsent:
         return effects.VolumeAbsent(instance_id=self.id, name=self.name, volume_id=self.facts.get("volume_id"))

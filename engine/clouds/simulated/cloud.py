@@ -294,7 +294,7 @@ class SimulatedCloud:
         return {}
 
     async def _surplus_absent(self, effect: effects.SurplusAbsent, key: str) -> Facts:
-        surplus = [each for each in await self._ids("list_volumes", effect.name, None) if each != effect.keep]
+        surplus = [each for each in await self._ids("list_volumes", effect.name, None) if each not in effect.keep]
         for volume_id in surplus:
             await self._remove_volume(volume_id, key)
         return {"removed": surplus}
