@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 from uuid import UUID
 
 import msgspec
 from msgspec import Meta
 
-from aggregates.effects import Database, User
+from aggregates.effects import Access, Database, User
 
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Word = Annotated[str, Meta(min_length=1, max_length=255)]
@@ -50,7 +50,8 @@ class CreateInstance(InstanceCommand, frozen=True, kw_only=True):
     """Make an instance. Arguments after `keep_on_failure` are honoured only where the cloud's catalogue says so.
 
     `flavor` is an id or name; `volume_size` GiB; `overrides` datastore parameters; passwords are references that
-    the query `secrets.put` gives.
+    the query `secrets.put` gives. `nics` names the tenant's network, at most one; `locality` whether later replicas
+    lie on the same host or never do.
     """
 
     limit: ClassVar[timedelta] = timedelta(minutes=60)
@@ -77,12 +78,12 @@ class CreateInstance(InstanceCommand, frozen=True, kw_only=True):
     image_id: str | None = None
     packages: Any = None
     backup_id: UUID | None = None
-    nics: Any = None
+    nics: tuple[Word, ...] = ()
     slave_of_id: Any = None
     cluster_config: Any = None
     modules: Any = None
-    locality: Any = None
-    access: Any = None
+    locality: Literal["affinity", "anti-affinity", ""] | None = None
+    access: Access | None = None
 
 
 class DeleteInstance(InstanceCommand, frozen=True, kw_only=True):
@@ -128,6 +129,30 @@ class Migrate(InstanceCommand, frozen=True, kw_only=True):
     example: ClassVar[Mapping[str, Any]] = {}
 
     host: Word | None = None
+
+
+class Rebuild(InstanceCommand, frozen=True, kw_only=True):
+    """Make the server anew from an image; databases, users and data stay.
+
+    Without `image_id` it is the image that the instance was made from. `image_id` is taken only where the cloud
+    honours it. A database that is in ERROR is not asked to stop: its guest may be what is broken.
+    """
+
+    example: ClassVar[Mapping[str, Any]] = {}
+
+    image_id: Word | None = None
+
+
+class UpdateAccess(InstanceCommand, frozen=True, kw_only=True):
+    """Change who can reach the database; taken only where the cloud honours `access`. What is left out stays.
+
+    `public`: by a floating address. `allowed_cidrs`: the networks that are let in, all of them.
+    """
+
+    example: ClassVar[Mapping[str, Any]] = {"public": True, "allowed_cidrs": ["10.0.0.0/8"]}
+
+    public: bool | None = None
+    allowed_cidrs: tuple[Word, ...] | None = None
 
 
 class StopInstance(InstanceCommand, frozen=True, kw_only=True):
@@ -216,6 +241,8 @@ COMMANDS: dict[tuple[str, str], type[Command]] = {
         ResizeVolume,
         ResizeFlavor,
         Migrate,
+        Rebuild,
+        UpdateAccess,
         StopInstance,
         StartInstance,
         CancelOperation,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from aggregates import base
 from aggregates.base import Failure, Intervention, Operation
 from aggregates.catalogue import Flavor
-from aggregates.effects import Database, User
+from aggregates.effects import Access, Database, User
 
 
 class InstanceEvent(base.Event):
@@ -21,7 +21,10 @@ class InstanceEvent(base.Event):
 
 
 class InstanceRequested(InstanceEvent, base.Created):
-    """create_instance was accepted; nothing exists yet."""
+    """create_instance was accepted; nothing exists yet.
+
+    The last facts are not in the events of older versions. `access` None: the cloud guards nobody's access.
+    """
 
     operation: Operation
     name: str
@@ -36,6 +39,12 @@ class InstanceRequested(InstanceEvent, base.Created):
     overrides: dict[str, str]
     availability_zone: str | None
     keep_on_failure: bool
+    image_id: str | None = None
+    nics: tuple[str, ...] = ()
+    management_network: str | None = None
+    locality: str | None = None
+    access: Access | None = None
+    datastore_port: int | None = None
 
 
 class AttemptFailed(InstanceEvent, base.AttemptFailed):
@@ -86,9 +95,10 @@ class RebootRequested(Requested):
 
 
 class VolumeResizeRequested(Requested):
-    """resize_volume was accepted."""
+    """resize_volume was accepted. `offline`: the server lets go of the volume meanwhile."""
 
     new_volume_size: int
+    offline: bool = False  # older versions knew no other way
 
 
 class FlavorResizeRequested(Requested):
@@ -101,6 +111,19 @@ class MigrationRequested(Requested):
     """migrate was accepted."""
 
     target_host: str | None
+
+
+class RebuildRequested(Requested):
+    """rebuild was accepted. `new_image_id` None: the image of the datastore's version."""
+
+    new_image_id: str | None
+
+
+class AccessUpdateRequested(Requested):
+    """update_access was accepted. `old_access` None: until now nobody's access was guarded."""
+
+    new_access: Access
+    old_access: Access | None
 
 
 class StopRequested(Requested):
@@ -140,11 +163,59 @@ class QuotaReleased(Transition):
     """The project's quota no longer holds what the instance does not need."""
 
 
+class ServerGroupCreated(Transition):
+    """The server group exists; the server is to be made in it."""
+
+    server_group_id: str
+
+
+class SecurityGroupCreated(Transition):
+    """The security group exists and lets nobody in."""
+
+    security_group_id: str
+
+
+class AccessRulesAdded(Transition):
+    """The security group lets in the networks that `access` names."""
+
+    access: Access
+
+
+class AccessRulesRemoved(Transition):
+    """The security group lets in no other networks than `access` names."""
+
+    access: Access
+
+
 class PortCreated(Transition):
     """The port exists."""
 
     port_id: str
     address: str
+
+
+class ManagementPortCreated(Transition):
+    """The port by which the guest agent is reached exists."""
+
+    management_port_id: str
+
+
+class PortSecured(Transition):
+    """The port has the security group."""
+
+    access: Access
+
+
+class PortUnsecured(Transition):
+    """The port has the security group no more."""
+
+
+class FloatingAddressCreated(Transition):
+    """The port is reached from outside by the floating address."""
+
+    floating_address_id: str
+    public_address: str
+    access: Access
 
 
 class VolumeCreated(Transition):
@@ -168,10 +239,18 @@ class VolumeAttached(Transition):
     """The server holds the volume."""
 
 
+class VolumeDetached(Transition):
+    """The server has let go of the volume."""
+
+
 class DatabasePrepared(Transition):
     """The database is installed, configured, secured and started."""
 
     port: int
+
+
+class DatabaseRebuilt(Transition):
+    """The database runs on the server made anew, with the data that it had."""
 
 
 class DatabaseHealthy(Transition):
@@ -179,7 +258,7 @@ class DatabaseHealthy(Transition):
 
 
 class SurplusRemoved(Transition):
-    """No volume is left of a call that went unanswered; those removed were never used."""
+    """Nothing is left over of calls that went unanswered; what was removed was never used."""
 
     removed: tuple[str, ...]
 
@@ -198,6 +277,12 @@ class DatabaseStarted(Transition):
 
 class ServerRebooted(Transition):
     """The server was rebooted."""
+
+
+class ServerRebuilt(Transition):
+    """The server was made anew from the image, the datastore version's if None."""
+
+    image_id: str | None
 
 
 class ServerResized(Transition):
@@ -261,8 +346,29 @@ class PortDeleted(Transition):
     """No port of the instance exists."""
 
 
+class ManagementPortDeleted(Transition):
+    """No port by which its guest agent was reached exists."""
+
+
+class FloatingAddressDeleted(Transition):
+    """No floating address of the instance exists."""
+
+    access: Access | None
+    public_address: None
+
+
 class VolumeDeleted(Transition):
     """No volume of the instance exists."""
+
+
+class SecurityGroupDeleted(Transition):
+    """No security group of the instance exists."""
+
+    access: Access | None
+
+
+class ServerGroupDeleted(Transition):
+    """No server group of the instance exists, unless other servers are in it."""
 
 
 class CredentialsRevoked(Transition):
@@ -281,6 +387,8 @@ TRANSITIONS: tuple[type[Transition], ...] = (
     VolumeResizeRequested,
     FlavorResizeRequested,
     MigrationRequested,
+    RebuildRequested,
+    AccessUpdateRequested,
     StopRequested,
     StartRequested,
     DeletionRequested,
@@ -288,18 +396,29 @@ TRANSITIONS: tuple[type[Transition], ...] = (
     OperationAbandoned,
     QuotaReserved,
     QuotaReleased,
+    ServerGroupCreated,
+    SecurityGroupCreated,
+    AccessRulesAdded,
+    AccessRulesRemoved,
     PortCreated,
+    ManagementPortCreated,
+    PortSecured,
+    PortUnsecured,
+    FloatingAddressCreated,
     VolumeCreated,
     CredentialsIssued,
     ServerCreated,
     VolumeAttached,
+    VolumeDetached,
     DatabasePrepared,
+    DatabaseRebuilt,
     DatabaseHealthy,
     SurplusRemoved,
     DatabaseRestarted,
     DatabaseStopped,
     DatabaseStarted,
     ServerRebooted,
+    ServerRebuilt,
     ServerResized,
     ServerMigrated,
     ServerStopped,
@@ -311,8 +430,12 @@ TRANSITIONS: tuple[type[Transition], ...] = (
     VolumeExtended,
     FileSystemGrown,
     ServerDeleted,
+    FloatingAddressDeleted,
     PortDeleted,
+    ManagementPortDeleted,
     VolumeDeleted,
+    SecurityGroupDeleted,
+    ServerGroupDeleted,
     CredentialsRevoked,
     Failed,
 )

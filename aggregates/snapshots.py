@@ -15,7 +15,7 @@ from eventsourcing.utils import register_topic
 
 from aggregates.base import Failure, Intervention, Operation, Parked
 from aggregates.catalogue import Flavor
-from aggregates.effects import Database, User
+from aggregates.effects import Access, Database, User
 from aggregates.instance import Instance
 from aggregates.quota import NOTHING, Held, Quota
 
@@ -68,7 +68,7 @@ _ENVELOPE = {"originator_id", "originator_version", "timestamp", "created_on"}
 class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     """An instance at one version."""
 
-    TOPIC: ClassVar[str] = "instance.Snapshot.2"
+    TOPIC: ClassVar[str] = "instance.Snapshot.3"
     of: ClassVar[type[Any]] = Instance
 
     state: str
@@ -81,7 +81,7 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     intervention: Intervention | None
     unanswered_until: datetime | None
     overtaken: bool
-    server_gone: bool = False  # older snapshots do not say; the guest is then asked in vain
+    server_gone: bool
     failure: Failure | None
     name: str
     flavor: Flavor
@@ -97,6 +97,21 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     overrides: dict[str, str]
     availability_zone: str | None
     keep_on_failure: bool
+    image_id: str | None
+    new_image_id: str | None
+    nics: tuple[str, ...]
+    management_network: str | None
+    locality: str | None
+    access: Access | None
+    new_access: Access | None
+    old_access: Access | None
+    datastore_port: int | None
+    server_group_id: str | None
+    security_group_id: str | None
+    management_port_id: str | None
+    floating_address_id: str | None
+    public_address: str | None
+    offline: bool
     port_id: str | None
     address: str | None
     port: int | None

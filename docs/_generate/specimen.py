@@ -17,7 +17,7 @@ from aggregates.instance import Instance
 SMALL, LARGE = (Flavor(id=name, name=name, vcpus=1, ram=512) for name in ("small", "large"))
 CATALOGUE = Catalogue(
     flavors=(SMALL, LARGE),
-    datastores=(Datastore(manager="postgresql", versions=("18",), parameters=frozenset()),),
+    datastores=(Datastore(manager="postgresql", port=5432, versions=("18",), parameters=frozenset()),),
 )
 EXAMPLES = {name: example(command) for name, command in OPERATIONS.items()}
 CREATE = EXAMPLES["create_instance"]

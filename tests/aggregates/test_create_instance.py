@@ -174,7 +174,7 @@ def test_an_argument_that_cannot_be_honoured_is_refused_with_what_is_allowed(
 
 
 def test_users_are_refused_where_the_datastore_has_none() -> None:
-    without = Datastore(manager="plain", versions=("1",), parameters=frozenset(), has_users=False)
+    without = Datastore(manager="plain", port=5432, versions=("1",), parameters=frozenset(), has_users=False)
     catalogue = msgspec.structs.replace(CATALOGUE, datastores=(without,))
     refused_with = refusal(catalogue, datastore="plain", users=(User(name="a", password_ref="r"),))
     assert refused_with.code == "unsupported"

@@ -42,7 +42,7 @@ SMALL = Flavor(id="1", name="small", vcpus=1, ram=512)
 LARGE = Flavor(id="2", name="large", vcpus=2, ram=2048)
 CATALOGUE = Catalogue(
     flavors=(SMALL, LARGE),
-    datastores=(Datastore(manager="postgresql", versions=("15", "16"), parameters=frozenset({"work_mem"})),),
+    datastores=(Datastore(manager="postgresql", port=5432, versions=("15", "16"), parameters=frozenset({"work_mem"})),),
     hosts=("a", "b"),
 )
 FACTS: dict[str, dict[str, Any]] = {

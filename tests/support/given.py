@@ -30,18 +30,23 @@ CATALOGUE = Catalogue(
         Flavor(id="large", name="large", vcpus=2, ram=2048),
     ),
     datastores=(
-        Datastore(manager="postgresql", versions=("16", "18"), parameters=frozenset({"work_mem"})),
-        Datastore(manager="redis", versions=("6.2",), parameters=frozenset(), has_databases=False),
+        Datastore(manager="postgresql", port=5432, versions=("16", "18"), parameters=frozenset({"work_mem"})),
+        Datastore(manager="redis", port=6379, versions=("6.2",), parameters=frozenset(), has_databases=False),
     ),
     availability_zones=("az-1", "az-2"),
     volume_types=("local",),
     hosts=("host-1", "host-2"),
+    honours=frozenset({"access", "image_id", "locality", "nics"}),
     quota=Quota(),
 )
 
 # What the cloud and the guest yield for each transition whose event records more than the state.
 YIELDS: dict[str, dict[str, Any]] = {
+    "server_group_created": {"server_group_id": "server-group-1"},
+    "security_group_created": {"security_group_id": "security-group-1"},
     "port_created": {"port_id": "port-1", "address": "127.9.9.9"},
+    "management_port_created": {"management_port_id": "port-2"},
+    "floating_address_created": {"floating_address_id": "address-1", "public_address": "203.0.113.7"},
     "volume_created": {"volume_id": "volume-1"},
     "server_created": {"server_id": "server-1", "host": "host-1"},
     "database_prepared": {"port": 5432},

@@ -28,7 +28,7 @@ CATALOGUE = Catalogue(
         Flavor(id=name, name=name, vcpus=vcpus, ram=ram)
         for name, vcpus, ram in (("micro", 1, 256), ("small", 1, 512), ("medium", 2, 1024), ("large", 2, 2048))
     ),
-    datastores=(Datastore(manager="postgresql", versions=("16",), parameters=frozenset()),),
+    datastores=(Datastore(manager="postgresql", port=5432, versions=("16",), parameters=frozenset()),),
     availability_zones=("az-1", "az-2"),
     volume_types=("local",),
     hosts=HOSTS,

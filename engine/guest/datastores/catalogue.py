@@ -30,7 +30,7 @@ def _postgresql() -> Offered | None:
     versions = tuple(v for v in ("16", "18") if postgresql.binaries(v) is not None)
     if not versions:
         return None
-    return Offered(manager="postgresql", versions=versions, parameters=postgresql.PostgreSQL.parameters)
+    return _offered("postgresql", postgresql.PostgreSQL, versions)
 
 
 def _mariadb() -> Offered | None:
@@ -38,7 +38,7 @@ def _mariadb() -> Offered | None:
     if program is None:
         return None
     version = _minor(mariadb.full_version(program))
-    return Offered(manager="mariadb", versions=(version,), parameters=mariadb.MariaDB.parameters)
+    return _offered("mariadb", mariadb.MariaDB, (version,))
 
 
 def _redis() -> Offered | None:
@@ -46,7 +46,12 @@ def _redis() -> Offered | None:
     if program is None:
         return None
     version = _minor(redis.full_version(program))
-    return Offered(manager="redis", versions=(version,), parameters=redis.Redis.parameters, has_databases=False)
+    return _offered("redis", redis.Redis, (version,), has_databases=False)
+
+
+def _offered(manager: str, software: type[Datastore], versions: tuple[str, ...], **told: bool) -> Offered:
+    port, parameters = software.default_port, software.parameters
+    return Offered(manager=manager, versions=versions, port=port, parameters=parameters, **told)
 
 
 def _minor(version: str) -> str:
