@@ -44,8 +44,9 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
 
     `honours` names the optional arguments of create_instance that this cloud carries out; any other one that
     a command sets is refused `unsupported`, and so is a command about what it names. Where it names `access`, every
-    instance gets a security group. `extends_online`: volumes can be extended while a server has them.
-    `management_network`: where guest agents are reached, if not by the tenant's network.
+    instance gets a security group. `extended_offline`: the types of volumes that cannot be extended while a server
+    has them, None for those made without a type. `management_network`: where guest agents are reached, if not by the
+    tenant's network.
     """
 
     flavors: tuple[Flavor, ...]
@@ -54,7 +55,7 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
     volume_types: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     honours: frozenset[str] = frozenset()
-    extends_online: bool = True
+    extended_offline: frozenset[str | None] = frozenset()
     management_network: str | None = None
     max_volume_size: int = 1024
     quota: Quota = Quota()

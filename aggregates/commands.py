@@ -39,11 +39,13 @@ class InstanceCommand(Command, frozen=True, kw_only=True):
     """A command to an instance. Each class has an `example`: arguments that are good for an instance made by the
     example of create_instance, on any cloud with the flavors `small` and `large`.
 
-    Whoever goes through all commands takes it from there, so that a command added later is in it by itself.
+    Whoever goes through all commands takes it from there, so that a command added later is in it by itself. `variants`
+    are further arguments, which lead another way through the chart and are good for the simulated cloud.
     """
 
     kind: ClassVar[str] = "instance"
     example: ClassVar[Mapping[str, Any]]
+    variants: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
 
 class CreateInstance(InstanceCommand, frozen=True, kw_only=True):
@@ -62,6 +64,16 @@ class CreateInstance(InstanceCommand, frozen=True, kw_only=True):
         "datastore": "postgresql",
         "volume_size": 1,
     }
+    variants: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {
+            **example,
+            "volume_type": "remote",
+            "image_id": "image-1",
+            "nics": ["tenant-2"],
+            "locality": "anti-affinity",
+            "access": {"public": True, "allowed_cidrs": ["192.0.2.0/24"]},
+        },
+    )
 
     name: Name
     flavor: Word
@@ -270,7 +282,13 @@ def example(command: type[InstanceCommand]) -> InstanceCommand:
     return msgspec.convert(command.example, command)
 
 
+def variants(command: type[InstanceCommand]) -> tuple[InstanceCommand, ...]:
+    """The command with each of its further arguments."""
+    return tuple(msgspec.convert(each, command) for each in command.variants)
+
+
 for _command in (*OPERATIONS.values(), *INTERVENTIONS.values()):
     if "example" not in vars(_command):
         raise TypeError(f"{_command.__name__} has no example of its arguments")
     example(_command)
+    variants(_command)

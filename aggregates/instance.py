@@ -226,7 +226,7 @@ class Instance(Lifecycled):
             context,
             command.limit,
             new_volume_size=command.new_size,
-            offline=not context.catalogue.extends_online,
+            offline=self.volume_type in context.catalogue.extended_offline,
         )
 
     @_decide.register

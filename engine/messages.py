@@ -186,6 +186,7 @@ class GuestVerb(StrEnum):
     """All that an agent can be asked; there is no shell among them."""
 
     PREPARE = "prepare"
+    REBUILD = "rebuild"
     STOP = "stop"
     START = "start"
     RESTART = "restart"
@@ -231,6 +232,15 @@ class PrepareArgs(msgspec.Struct, frozen=True, kw_only=True):
     databases: list[dict[str, Any]]
     users: list[GuestUser]
     root_password: str | None
+    overrides: dict[str, str]
+
+
+class RebuildArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """Arguments of `rebuild`: the data that lie on the volume are served again, at this TCP port. Units as above."""
+
+    ram: int
+    volume_size: int
+    port: int
     overrides: dict[str, str]
 
 

@@ -1,6 +1,7 @@
 """What fences a cloud resource against being made twice, where the cloud lets us choose what is exclusive.
 
-A port is fenced by its MAC address, a server by its port. Volumes have nothing of the kind.
+A port is fenced by its MAC address, a server by its port, a floating address by the port that it leads to, a rule by
+what it says. Volumes, security groups and server groups have nothing of the kind.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ import hashlib
 from uuid import UUID
 
 
-def port_mac(instance_id: UUID) -> str:
-    """The MAC address of an instance's port: locally administered, and the same whoever asks."""
-    digest = hashlib.sha256(instance_id.bytes).digest()
+def port_mac(instance_id: UUID, role: str = "") -> str:
+    """The MAC address of an instance's port: locally administered, and the same whoever asks.
+
+    `role` tells ports of one instance apart, which may lie on one network.
+    """
+    digest = hashlib.sha256(instance_id.bytes + role.encode()).digest()
     return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))

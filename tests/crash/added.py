@@ -80,7 +80,13 @@ def _chart() -> type[StateChart[Any]]:
         if source.count(before) != 1:
             raise ValueError(f"the chart has not one line {before.strip()}: say anew where the operation goes")
         source = source.replace(before, line + before)
-    names: dict[str, Any] = {"Any": Any, "Guards": Guards, "State": State, "StateChart": StateChart, "__name__": __name__}
+    names: dict[str, Any] = {
+        "Any": Any,
+        "Guards": Guards,
+        "State": State,
+        "StateChart": StateChart,
+        "__name__": __name__,
+    }
     exec(source, names)  # noqa: S102 - our own source
     chart: type[StateChart[Any]] = names["InstanceLifecycle"]
     return chart

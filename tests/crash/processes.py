@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
+from aggregates.catalogue import Catalogue
 from aggregates.obligations import quota_id
 from aggregates.record import record_id
 from engine.client import Connection
@@ -128,7 +129,7 @@ class ProcessBed:
                 if (status := process.exitcode) is None:
                     continue
                 if status != -signal.SIGKILL or role == "cloud":
-                    raise RuntimeError(f"the {role} ended with {status}:\n{self._said(role)}")
+                    raise RuntimeError(f"the {role} ended with {status}:\n{self._said(role)[-4000:]}")
                 self._died += 1
                 self._died_in = self._orders.run
                 self._write()
@@ -136,11 +137,11 @@ class ProcessBed:
             await asyncio.sleep(LOOK)
 
     def _said(self, role: str) -> str:
-        return (self.directory / f"{role}.log").read_text(errors="replace")[-4000:]
+        return (self.directory / f"{role}.log").read_text(errors="replace")
 
     async def _until_said(self, role: str) -> None:
         if not await self.until(lambda: _SIGNS[role] in self._said(role)):
-            raise TimeoutError(f"the {role} does not serve:\n{self._said(role)}")
+            raise TimeoutError(f"the {role} does not serve:\n{self._said(role)[-4000:]}")
 
     # --- orders ---------------------------------------------------------------------------------------------------
 
@@ -246,6 +247,13 @@ class ProcessBed:
             await self._far_side.plan(call, Fault(kind=Kind.LATE), nth - 1)
             await self._far_side.plan(call, Fault(kind=Kind.LATE, seconds=LATE))
 
+    async def offer(self, catalogue: Catalogue) -> None:
+        """Have the cloud offer something else, and the worker know it: it asks when it starts."""
+        await self._far_side.offer(catalogue)
+        served = self._said("worker").count(_SIGNS["worker"])
+        self._running["worker"].kill()
+        await self.until(lambda: self._said("worker").count(_SIGNS["worker"]) > served)
+
     async def remove_servers(self, instance_id: UUID) -> None:
         """Delete the servers of the instance past the engine."""
         for server in await self._far_side.call(list_servers(instance_id)):
@@ -285,7 +293,7 @@ class _Ledger:
             file.seek(self._at)
             for line in file:
                 entry = msgspec.json.decode(line, type=_Line)
-                whose = entry.instance_id or entry.name.removeprefix("holdfast-")
+                whose = entry.instance_id or entry.name[-len(str(instance_id)) :]
                 self._of[whose][f"guest {entry.verb}" if entry.verb else f"{entry.action} {entry.kind}"] += 1
             self._at = file.tell()
         return Counter(self._of[str(instance_id)])

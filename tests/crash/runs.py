@@ -13,8 +13,10 @@ from uuid import UUID
 
 import msgspec
 
+from aggregates.catalogue import Catalogue
 from aggregates.commands import DeleteInstance, SkipStep
 from aggregates.effects import ServerAbsent
+from engine.clouds.simulated import BARE, CATALOGUE
 from engine.crash_environment import Orders
 from tests.crash.boundaries import Passed
 from tests.crash.handle import Handle, Message
@@ -80,6 +82,10 @@ class Bed(Protocol):
         """Have the nth of the next calls of this name carried out late: after another process has looked."""
         ...
 
+    async def offer(self, catalogue: Catalogue) -> None:
+        """Have the cloud offer something else, and the worker know it."""
+        ...
+
     async def remove_servers(self, instance_id: UUID) -> None:
         """Delete the servers of the instance past the engine."""
         ...
@@ -125,12 +131,16 @@ async def series(bed: Bed, scenario: Scenario, boundaries: Sequence[Passed | Non
 
 async def _together(bed: Bed, targets: Sequence[UUID], step: Step) -> None:
     """The same command to many, followed to the end."""
+    if step.bare:
+        await bed.offer(BARE)
     bed.order(Orders(run=str(bed.new_id()), fail=frozenset(step.fails)))
     messages = [bed.message(step.command, target) for target in targets]
     await asyncio.gather(*(bed.handle.publish(message) for message in messages))
     await asyncio.gather(*(bed.handle.learn(message, bed.patience) for message in messages))
     for target in targets:
         await bed.until(lambda target=target: _settled(bed.load(target)))  # type: ignore[misc]
+    if step.bare:
+        await bed.offer(CATALOGUE)
 
 
 async def _run(bed: Bed, scenario: Scenario, target: UUID, boundary: Passed | None) -> Run:

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
+from aggregates.catalogue import Catalogue
 from aggregates.obligations import quota_id
 from engine.clouds.simulated import SimulatedAgents
 from engine.clouds.simulated.faults import Fault, Kind
@@ -138,9 +139,9 @@ class VirtualBed:
 
     async def done(self, instance_id: UUID) -> Counter[str]:
         """What the cloud and the guest carried out for the instance."""
-        named = (f"holdfast-{instance_id}", str(instance_id))
-        calls = Counter(f"{e.action} {e.kind}" for e in self._world.api.ledger if e.name in named)
-        deeds = Counter(f"guest {deed.verb}" for deed in self._world.agents.ledger if deed.instance_id == named[1])
+        whose = str(instance_id)
+        calls = Counter(f"{e.action} {e.kind}" for e in self._world.api.ledger if e.name.endswith(whose))
+        deeds = Counter(f"guest {deed.verb}" for deed in self._world.agents.ledger if deed.instance_id == whose)
         return calls + deeds
 
     async def held(self, instance_id: UUID) -> list[str]:
@@ -164,6 +165,13 @@ class VirtualBed:
         else:
             self._world.api.faults.plan(call, Fault(kind=Kind.LATE), nth - 1)
             self._world.api.faults.plan(call, Fault(kind=Kind.LATE, seconds=LATE))
+
+    async def offer(self, catalogue: Catalogue) -> None:
+        """Have the cloud offer something else, and the worker know it: it asks when it starts."""
+        self._world.api.offer(catalogue)
+        for node in self._world.running:
+            node.kill()
+        await asyncio.sleep(STARTED)
 
     async def remove_servers(self, instance_id: UUID) -> None:
         """Delete the servers of the instance past the engine."""

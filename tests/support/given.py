@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 from uuid import UUID, uuid4
+
+import msgspec
 
 from aggregates.base import Context, Failure, Refusal
 from aggregates.catalogue import Catalogue, Datastore, Flavor, Quota
@@ -19,6 +22,7 @@ from aggregates.commands import (
     OperationCommand,
     StopInstance,
     example,
+    variants,
 )
 from aggregates.instance import Instance
 
@@ -34,11 +38,15 @@ CATALOGUE = Catalogue(
         Datastore(manager="redis", port=6379, versions=("6.2",), parameters=frozenset(), has_databases=False),
     ),
     availability_zones=("az-1", "az-2"),
-    volume_types=("local",),
+    volume_types=("local", "remote"),
     hosts=("host-1", "host-2"),
     honours=frozenset({"access", "image_id", "locality", "nics"}),
+    extended_offline=frozenset({"remote"}),
     quota=Quota(),
 )
+# A cloud with a network of its own for guest agents, and one that knows none of what instances may ask for.
+MANAGED = msgspec.structs.replace(CATALOGUE, management_network="management")
+BARE = msgspec.structs.replace(CATALOGUE, honours=frozenset())
 
 # What the cloud and the guest yield for each transition whose event records more than the state.
 YIELDS: dict[str, dict[str, Any]] = {
@@ -60,6 +68,17 @@ EXAMPLES: dict[str, InstanceCommand] = {
 }
 
 
+def variations(command: type[InstanceCommand]) -> Iterator[InstanceCommand]:
+    """Its example, the example with each of its flags set the other way, and its variants."""
+    given = example(command)
+    yield given
+    for name in command.__struct_fields__:
+        value = getattr(given, name)
+        if isinstance(value, bool):
+            yield msgspec.structs.replace(given, **{name: not value})
+    yield from variants(command)
+
+
 def context(command_id: UUID | None = None, **changes: Any) -> Context:
     """A decision's context: tenant's command at noon."""
     given: dict[str, Any] = {
@@ -78,6 +97,20 @@ def requested(instance_id: UUID | None = None, **arguments: Any) -> Instance:
     given: dict[str, Any] = {"name": "orders", "flavor": "small", "datastore": "postgresql", "volume_size": 1}
     command = CreateInstance(**{**given, **arguments})
     return Instance.create(instance_id or uuid4(), command, context())
+
+
+def requested_fully() -> Instance:
+    """One whose create asked for all that there is."""
+    (command,) = variants(CreateInstance)
+    assert isinstance(command, CreateInstance)
+    return Instance.create(uuid4(), command, context(catalogue=MANAGED))
+
+
+def requested_before() -> Instance:
+    """One whose create a cloud took that guards nobody's access, as all did before."""
+    command = example(CreateInstance)
+    assert isinstance(command, CreateInstance)
+    return Instance.create(uuid4(), command, context(catalogue=BARE))
 
 
 def pay(instance: Instance) -> None:
@@ -154,9 +187,24 @@ def everywhere() -> dict[str, Instance]:
 
 @cache
 def _everywhere() -> dict[str, Instance]:
-    first, surplus = requested(), advance(unanswered(requested()), "build_surplus")
-    found = {first.state: first, surplus.state: surplus}
-    queue = deque([first, requested(keep_on_failure=True), surplus])
+    origins = (
+        requested(),
+        requested(keep_on_failure=True),
+        advance(unanswered(requested()), "build_surplus"),
+        requested_fully(),
+        requested_before(),
+        unanswered(requested_before()),
+    )
+    found: dict[str, Instance] = {}
+    for origin in origins:
+        for state, instance in _reached(origin).items():
+            found.setdefault(state, instance)
+    return found
+
+
+def _reached(origin: Instance) -> dict[str, Instance]:
+    found = {origin.state: origin}
+    queue = deque([origin])
     while queue:
         instance = queue.popleft()
         for following in _following(instance):
@@ -175,7 +223,7 @@ def _following(instance: Instance) -> list[Instance]:
         following.append(deepcopy(instance))
         fail(following[-1])
     if instance.owes() is None:
-        for command in EXAMPLES.values():
+        for command in (each for name in EXAMPLES for each in variations(OPERATIONS[name])):
             copy = deepcopy(instance)
             try:
                 copy.execute(command, context())
