@@ -74,7 +74,7 @@ def check_honoured(argument: str, catalogue: Catalogue) -> None:
 
 
 def check_update(command: UpdateAccess, present: Access | None, catalogue: Catalogue) -> Access:
-    """The access that the instance is to have, which differs from the present one. Raises `Refusal`."""
+    """The access that the instance is to have. Raises `Refusal`."""
     if "access" not in catalogue.honours:
         raise Refusal("unsupported", "this cloud guards nobody's access: there is nothing to update")
     if command.public is None and command.allowed_cidrs is None:
@@ -82,10 +82,12 @@ def check_update(command: UpdateAccess, present: Access | None, catalogue: Catal
     known = present or Access()
     public = known.public if command.public is None else command.public
     cidrs = known.allowed_cidrs if command.allowed_cidrs is None else command.allowed_cidrs
-    wanted = _checked(Access(public=public, allowed_cidrs=cidrs))
-    if present is not None and (public, set(wanted.allowed_cidrs)) == (present.public, set(present.allowed_cidrs)):
-        raise Refusal("invalid_argument", "the instance has this access already")
-    return wanted
+    return _checked(Access(public=public, allowed_cidrs=cidrs))
+
+
+def same(one: Access, other: Access) -> bool:
+    """Whether they let in the same, in whatever order they say so."""
+    return (one.public, set(one.allowed_cidrs)) == (other.public, set(other.allowed_cidrs))
 
 
 def _checked(access: Access) -> Access:

@@ -369,7 +369,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """From where a database can be reached: `public`, by a floating address; and the networks that are let in."""
 
     public: bool = False
-    allowed_cidrs: tuple[str, ...] = ("0.0.0.0/0", "::/0")
+    allowed_cidrs: tuple[str, ...] = ("0.0.0.0/0",)
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -259,6 +259,8 @@ class Instance(Lifecycled):
     @_decide.register
     def _(self, command: UpdateAccess, context: Context) -> None:
         access = arguments.check_update(command, self.access, context.catalogue)
+        if self.access is not None and arguments.same(access, self.access) and self.can("access_update_requested"):
+            raise Refusal("invalid_argument", "the instance has this access already; choose another one")
         self.begin(
             "access_update_requested",
             command.wire_name(),

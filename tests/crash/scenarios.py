@@ -74,10 +74,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """What happens, in one line: unique among the scenarios."""
-        made = (
-            f" of {self.before[0]}" if self.before and str(self.before[0]) != self.before[0].command.wire_name() else ""
-        )
-        return f"{', '.join(str(step) for step in self.steps)}" + (f" from {self.begins}{made}" if self.begins else "")
+        made = str(self.before[0]) if self.before else ""
+        plainly = not self.before or made == self.before[0].command.wire_name()
+        begins = f" from {self.begins}{'' if plainly else f' of {made}'}" if self.begins else ""
+        return ", ".join(str(step) for step in self.steps) + begins
 
 
 class _Walk:
@@ -211,8 +211,8 @@ class Matrix:
 
         What was made in another way passes other states, so it is another origin.
         """
-        origins: deque[tuple[tuple[Step, ...], _Walk]] = deque([((), _Walk(self._kind)), *self._made_before()])
-        roundabout: deque[tuple[tuple[Step, ...], _Walk]] = deque()
+        origins: deque[tuple[tuple[Step, ...], _Walk]] = deque([((), _Walk(self._kind))])
+        roundabout = deque(self._made_before())
         reached: set[tuple[str, str]] = set()
         while origins or roundabout:
             before, origin = (origins or roundabout).popleft()

@@ -12,15 +12,18 @@ from functools import partial
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+import msgspec
+
 from aggregates.base import Context, Event, Failure
-from aggregates.commands import CreateInstance, DeleteInstance, ReleaseQuota, ReserveQuota, StopInstance
-from aggregates.effects import Database, User
+from aggregates.catalogue import Catalogue
+from aggregates.commands import CreateInstance, DeleteInstance, ReleaseQuota, ReserveQuota, StopInstance, UpdateAccess
+from aggregates.effects import Access, Database, User
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
-from tests.support.given import EXAMPLES, NOON, YIELDS, context, intervention, started
+from tests.support.given import BARE, CATALOGUE, EXAMPLES, MANAGED, NOON, YIELDS, context, intervention, started
 
 ID = uuid5(NAMESPACE_URL, "holdfast:golden")
 STEP = timedelta(seconds=1, microseconds=500)
@@ -43,9 +46,10 @@ CREATE = CreateInstance(
 class Teller:
     """Has things happen to one instance, each a little later than the one before."""
 
-    def __init__(self, name: str, **changes: Any) -> None:
+    def __init__(self, name: str, *, catalogue: Catalogue = CATALOGUE, **changes: Any) -> None:
         self._at = NOON
         self._commands = 0
+        self.catalogue = catalogue
         given = {name: getattr(CREATE, name) for name in CREATE.__struct_fields__}
         self.instance = Instance.create(ID, CreateInstance(**{**given, **changes}), self._context())
         if name == "create_instance":
@@ -59,7 +63,7 @@ class Teller:
     def _context(self) -> Context:
         self._at += STEP
         self._commands += 1
-        return context(uuid5(ID, str(self._commands)), at=self._at)
+        return context(uuid5(ID, str(self._commands)), at=self._at, catalogue=self.catalogue)
 
     def _now(self) -> Any:
         self._at += STEP
@@ -273,6 +277,58 @@ def _surplus() -> Sequence[Any]:
     return teller.events()
 
 
+def _with_all(end: Callable[[Teller], None]) -> Sequence[Any]:
+    (asked,) = CreateInstance.variants
+    access = msgspec.convert(asked["access"], Access)
+    wanted = {"nics": tuple(asked["nics"]), "locality": asked["locality"], "image_id": asked["image_id"]}
+    teller = Teller("create_instance", catalogue=MANAGED, access=access, volume_type="remote", **wanted)
+    end(teller)
+    teller.settle()
+    return teller.events()
+
+
+def _undone(teller: Teller) -> None:
+    teller.until("build_address")
+    teller.fail()
+
+
+def _detached_meanwhile(teller: Teller) -> None:
+    teller.settle()
+    teller.command(EXAMPLES["resize_volume"])
+
+
+def _attached_again(teller: Teller) -> None:
+    _detached_meanwhile(teller)
+    teller.until("resize_volume_detach")
+    teller.fail()
+
+
+def _made_private_and_deleted(teller: Teller) -> None:
+    teller.settle()
+    teller.command(UpdateAccess(public=False))
+    teller.settle()
+    teller.command(DeleteInstance())
+
+
+def _first_update(end: Callable[[Teller], None]) -> Sequence[Any]:
+    teller = Teller("create_instance", catalogue=BARE)
+    teller.settle()
+    teller.catalogue = CATALOGUE
+    teller.command(EXAMPLES["update_access"])
+    end(teller)
+    teller.settle()
+    return teller.events()
+
+
+def _not_secured(teller: Teller) -> None:
+    teller.until("update_port")
+    teller.fail()
+
+
+def _with_surplus(teller: Teller) -> None:
+    teller.note("CallUnanswered", effect="EnsureSecurityGroup", until=NOON + 60 * STEP)
+
+
 def _long_life() -> Sequence[Any]:
     teller = Teller("create_instance")
     teller.settle()
@@ -324,6 +380,14 @@ OTHERS: dict[str, Callable[[], Sequence[Any]]] = {
     "create_instance-hindered": _hindered,
     "create_instance-late_outcome": _late,
     "create_instance-surplus": _surplus,
+    "create_instance-with_all-done": partial(_with_all, lambda _: None),
+    "create_instance-with_all-failed": partial(_with_all, _undone),
+    "resize_volume-offline-done": partial(_with_all, _detached_meanwhile),
+    "resize_volume-offline-failed": partial(_with_all, _attached_again),
+    "update_access-private-deleted": partial(_with_all, _made_private_and_deleted),
+    "update_access-first-done": partial(_first_update, lambda _: None),
+    "update_access-first-failed": partial(_first_update, _not_secured),
+    "update_access-first-surplus": partial(_first_update, _with_surplus),
     "instance-long_life": _long_life,
     "health": _health,
     "quota": _quota,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -21,6 +21,7 @@ from aggregates.commands import (
     InstanceCommand,
     OperationCommand,
     StopInstance,
+    UpdateAccess,
     example,
     variants,
 )
@@ -68,17 +69,6 @@ EXAMPLES: dict[str, InstanceCommand] = {
 }
 
 
-def variations(command: type[InstanceCommand]) -> Iterator[InstanceCommand]:
-    """Its example, the example with each of its flags set the other way, and its variants."""
-    given = example(command)
-    yield given
-    for name in command.__struct_fields__:
-        value = getattr(given, name)
-        if isinstance(value, bool):
-            yield msgspec.structs.replace(given, **{name: not value})
-    yield from variants(command)
-
-
 def context(command_id: UUID | None = None, **changes: Any) -> Context:
     """A decision's context: tenant's command at noon."""
     given: dict[str, Any] = {
@@ -111,6 +101,14 @@ def requested_before() -> Instance:
     command = example(CreateInstance)
     assert isinstance(command, CreateInstance)
     return Instance.create(uuid4(), command, context(catalogue=BARE))
+
+
+def made_private() -> Instance:
+    """One that was public, and gives its address up."""
+    instance = requested_fully()
+    settle(instance)
+    instance.execute(UpdateAccess(public=False), context())
+    return instance
 
 
 def pay(instance: Instance) -> None:
@@ -180,9 +178,25 @@ def started(name: str, **changes: Any) -> Instance:
     return instance
 
 
-def everywhere() -> dict[str, Instance]:
+class Copies(Mapping[str, Instance]):
+    """Instances by name, of which everybody gets one of their own."""
+
+    def __init__(self, originals: Mapping[str, Instance]) -> None:
+        self._originals = originals
+
+    def __getitem__(self, name: str) -> Instance:
+        return deepcopy(self._originals[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._originals)
+
+    def __len__(self) -> int:
+        return len(self._originals)
+
+
+def everywhere() -> Mapping[str, Instance]:
     """An instance in each state that commands, paid effects and failures lead to, the shortest way there."""
-    return deepcopy(_everywhere())
+    return Copies(_everywhere())
 
 
 @cache
@@ -194,6 +208,7 @@ def _everywhere() -> dict[str, Instance]:
         requested_fully(),
         requested_before(),
         unanswered(requested_before()),
+        made_private(),
     )
     found: dict[str, Instance] = {}
     for origin in origins:
@@ -223,7 +238,7 @@ def _following(instance: Instance) -> list[Instance]:
         following.append(deepcopy(instance))
         fail(following[-1])
     if instance.owes() is None:
-        for command in (each for name in EXAMPLES for each in variations(OPERATIONS[name])):
+        for command in EXAMPLES.values():
             copy = deepcopy(instance)
             try:
                 copy.execute(command, context())
