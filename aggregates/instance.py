@@ -79,13 +79,14 @@ class Instance(Lifecycled):
         overrides: dict[str, str],
         availability_zone: str | None,
         keep_on_failure: bool,
-        image_id: str | None,
-        nics: tuple[str, ...],
-        management_network: str | None,
-        locality: str | None,
-        access: Access | None,
-        datastore_port: int | None,
         operation: Operation,
+        # What older versions did not record.
+        image_id: str | None = None,
+        nics: tuple[str, ...] = (),
+        management_network: str | None = None,
+        locality: str | None = None,
+        access: Access | None = None,
+        datastore_port: int | None = None,
     ) -> None:
         super().__init__(project, partition)
         self.state = "build_quota"

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from aggregates.catalogue import Catalogue
 from aggregates.commands import CreateInstance, InstanceCommand
 from aggregates.effects import CloudEffect, Effect, GuestEffect
 from aggregates.instance import Instance
+from aggregates.obligations import admitted
 from engine.clock import monotonic
 from engine.clouds.simulated import CATALOGUE, SimulatedCloud, SimulatedGuests
 from engine.clouds.simulated.site import Site
@@ -76,10 +78,10 @@ class Core:
         """The wall clock, which goes with the loop."""
         return NOON + timedelta(seconds=monotonic())
 
-    async def settled(self, command: InstanceCommand) -> Instance:
+    async def settled(self, command: InstanceCommand, catalogue: Catalogue = CATALOGUE) -> Instance:
         """The instance once the operation of the command has ended, or is parked."""
         async with self._up, self._hot.turn(self._instance_id) as turn:
-            asked = context(at=self.now(), catalogue=CATALOGUE)
+            asked = context(at=self.now(), catalogue=catalogue)
             if isinstance(command, CreateInstance):
                 turn.aggregate = Instance.create(self._instance_id, command, asked)
             else:
@@ -99,11 +101,17 @@ class Core:
             return await self._guests.pay(effect, key)
         return {}
 
-    async def there(self, instance: Instance) -> dict[str, list[Any]]:
+    async def there(self, instance: Instance) -> dict[str, Any]:
         """What the cloud holds, in the words of `says`. An instance in ERROR does not say whether its server is up."""
         inventory = await self.cloud.inventory()
         return {
-            "ports": list(inventory["ports"]),
+            "server groups": list(inventory["server_groups"]),
+            "security groups": [
+                (each["id"], sorted(rule["cidr"] for rule in each["rules"]))
+                for each in inventory["security_groups"].values()
+            ],
+            "ports": {each["id"]: list(each["security_groups"]) for each in inventory["ports"].values()},
+            "addresses": [(each["id"], each["port_id"]) for each in inventory["floating_addresses"].values()],
             "volumes": [(each["id"], each["size"]) for each in inventory["volumes"].values()],
             "servers": [
                 (
@@ -117,12 +125,25 @@ class Core:
         }
 
 
-def says(instance: Instance) -> dict[str, list[Any]]:
+def says(instance: Instance) -> dict[str, Any]:
     """What the cloud holds according to the instance, which is settled."""
     if instance.status in ("DELETED", "FAILED"):
-        return {"ports": [], "volumes": [], "servers": []}
+        return {
+            "server groups": [],
+            "security groups": [],
+            "ports": {},
+            "addresses": [],
+            "volumes": [],
+            "servers": [],
+        }
+    guarded, public = instance.access is not None, instance.public_address is not None
+    groups = [instance.security_group_id] if guarded else []
     return {
-        "ports": [instance.port_id],
+        "server groups": [] if instance.locality is None else [instance.server_group_id],
+        "security groups": [(group, sorted(admitted(instance.access))) for group in groups],
+        "ports": {instance.port_id: groups}
+        | ({} if instance.management_port_id is None else {instance.management_port_id: []}),
+        "addresses": [(instance.floating_address_id, instance.port_id)] if public else [],
         "volumes": [(instance.volume_id, instance.volume_size)],
         "servers": [(instance.server_id, instance.status, instance.flavor.id, instance.host)],
     }
@@ -145,6 +166,7 @@ async def life(
     patience: float = 0.0,
     may_fail: bool = False,
     dies: asyncio.Event | None = None,
+    made_on: Catalogue = CATALOGUE,
 ) -> Instance:
     """Have the commands settled one after the other; after each, and `patience` seconds later, the cloud must hold what
     the instance says. `begins` is told of each. An operation that fails, if it may, ends the life. The engine dies
@@ -156,7 +178,7 @@ async def life(
     try:
         for command in commands:
             begins(command)
-            instance = await core.settled(command)
+            instance = await core.settled(command, made_on if command.creates else CATALOGUE)
             name = command.wire_name()
             assert instance.parked is None, (name, instance.parked)
             # A deletion gives up on stopping the database after one short try, and goes on.
