@@ -13,6 +13,10 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "agent_runs": ("Another agent serves this guest's directory.", "End one of the two."),
     "ambiguous_name": ("Several instances have this name.", "Name the id of one; the message lists them."),
+    "broker_away": (
+        "The guests' credentials, which lie on the broker, cannot be reached.",
+        "Nothing: it is tried again; look at the broker.",
+    ),
     "broker_config_refused": ("The embedded broker refuses its configuration.", "Read the reason; undo the change."),
     "broker_elsewhere": ("The embedded broker runs on another port than wanted.", "Nothing: it is started anew."),
     "broker_ended": ("The embedded broker ended while it started.", "Read its log in the state directory."),
@@ -70,6 +74,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The broker ended the connection for good: it refuses the credentials that it took before.",
         "Give it a user that this broker knows, and start the process anew.",
     ),
+    "credentials_revoked": (
+        "The instance's credentials are gone, so no machine may be started for it.",
+        "Delete the instance, and create it anew.",
+    ),
     "credentials_unreadable": ("A file with credentials cannot be read.", "Name the right file, or give us the right."),
     "database_error": ("The database failed while it was prepared, in a way that may pass.", "Nothing: it is retried."),
     "database_refused": ("The database refused what it was asked for.", "Change the argument that it names."),
@@ -86,6 +94,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Another command was decided under this command id.",
         "Give each command an id of its own; repeat one only with the very same body.",
     ),
+    "enrolment_contended": ("Others changed the guest's credentials at the same time.", "Nothing: it is tried again."),
     "expired": ("The command's deadline had passed when it was decided.", "Send it anew, with a later deadline."),
     "file_system_small": ("The guest's file system is smaller than its volume.", "Nothing: it is retried."),
     "forbidden_state": ("The command is not allowed in this state.", "See [commands.md](commands.md)."),
@@ -99,6 +108,10 @@ CODES: dict[str, tuple[str, str]] = {
     "invalid_argument": ("An argument is wrong.", "The message names it and what is allowed."),
     "malformed": ("The message is no command.", "See the envelope in [commands.md](commands.md)."),
     "malformed_answer": ("An answer cannot be read.", "Use client and engine of one version."),
+    "malformed_request": (
+        "A request to or from a guest agent is not of the form that is documented.",
+        "Give agent and engine the same version.",
+    ),
     "no_address": (
         "The local cloud has no address left, or the instance has none to connect to.",
         "Delete what is not needed; or wait until the instance is ACTIVE.",
@@ -125,6 +138,10 @@ CODES: dict[str, tuple[str, str]] = {
     "quota_exceeded": (
         "The project's quota has no room. It ends the operation that asked, with nothing made.",
         "Delete something, or ask for a higher quota.",
+    ),
+    "rate_limited": (
+        "More machines present themselves at once than are answered.",
+        "Nothing: the agent asks again; look who sends so much.",
     ),
     "runs_as_root": ("Databases are not run as root.", "Start the agent with `--run-as uid:gid`."),
     "secret_in_clear": (
@@ -157,6 +174,18 @@ CODES: dict[str, tuple[str, str]] = {
         "No answer within the time given. What was asked for may still happen.",
         "Ask again: the command's id stays good.",
     ),
+    "token_expired": (
+        "The machine presented itself too late.",
+        "Delete the instance, and create it anew; look why its machine took so long.",
+    ),
+    "token_refused": (
+        "Who asked holds no token of this instance, or the instance is gone.",
+        "See that the machine has its own user data; else somebody tries.",
+    ),
+    "token_used": (
+        "The token has let in another key, or a newer machine has enrolled.",
+        "If the instance's own machine was refused, somebody has read its user data: delete the instance.",
+    ),
     "too_large": ("A command or an answer is larger than a message may be.", "Send less, or ask for less."),
     "unacknowledged": (
         "Whether the broker stored the command is not known.",
@@ -167,6 +196,10 @@ CODES: dict[str, tuple[str, str]] = {
     "unknown_event": ("The log has an event of a newer version.", "Upgrade this process."),
     "unknown_query": ("There is no such query.", "The message names those that there are."),
     "unsupported": ("The argument, or what it asks for, is not supported here.", "Leave it out."),
+    "user_data_unreadable": (
+        "The machine has no user data of ours.",
+        "Mount its config drive, or start the server through Holdfast.",
+    ),
     "vault_key_damaged": ("The vault's key is damaged.", "Restore it."),
     "vault_key_exposed": ("Others may read the vault's key.", "`chmod 600`, and change the secrets in the vault."),
     "vault_key_missing": ("The vault's key is gone, and secrets are there.", "Restore it, or put the secrets again."),
