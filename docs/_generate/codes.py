@@ -60,6 +60,10 @@ CODES: dict[str, tuple[str, str]] = {
     "cannot_mount": ("The local cloud may not mount the volume.", "Run it as root, or leave the limit of size off."),
     "cloud_busy": ("The cloud takes no more calls for now.", "Nothing: it is tried again when the cloud says."),
     "cloud_error": ("The cloud refused or broke; the message is its own.", "Read the message."),
+    "cloud_misconfigured": (
+        "The cloud's configuration names what the cloud has not, or its credentials are incomplete.",
+        "Correct the configuration: `holdfast cloud check` says what is missing.",
+    ),
     "cloud_timeout": (
         "The cloud did not answer a call in time, or was not done in time with what it was told.",
         "Nothing: what is there is looked for, and what is missing is tried again.",
@@ -102,6 +106,10 @@ CODES: dict[str, tuple[str, str]] = {
     "guest_timeout": ("The guest was not done, or not healthy, in time.", "Read the database's log."),
     "guest_unreachable": ("The guest agent does not answer.", "See whether its server runs and reaches the broker."),
     "host_unsupported": ("The datastore cannot bind a user to this host.", "Use `%`, or what the message names."),
+    "image_missing": (
+        "The cloud has no image for this version of the datastore.",
+        "Upload one with the properties that the message names, or name one in the cloud's configuration.",
+    ),
     "in_use": ("A server still has the resource.", "Nothing: it is retried until the server is gone."),
     "install_timeout": ("A program of the datastore did not end in time.", "Nothing: it is retried."),
     "internal_error": ("A defect of the engine.", "Report it, with the traceback of its dead letter or from the log."),
@@ -112,6 +120,10 @@ CODES: dict[str, tuple[str, str]] = {
         "A request to or from a guest agent is not of the form that is documented.",
         "Give agent and engine the same version.",
     ),
+    "name_taken": (
+        "Somebody else's resource has the name, or the MAC address, that ours would have; it is left alone.",
+        "Rename or remove it.",
+    ),
     "no_address": (
         "The local cloud has no address left, or the instance has none to connect to.",
         "Delete what is not needed; or wait until the instance is ACTIVE.",
@@ -119,6 +131,10 @@ CODES: dict[str, tuple[str, str]] = {
     "no_engine": ("Nobody serves this state directory.", "Start the engine."),
     "no_responders": ("Nobody answers this query.", "Start the engine."),
     "no_stream": ("The broker has no command stream.", "Start the engine: it makes the stream."),
+    "no_valid_host": (
+        "No host of the cloud has room for the server, or fits its group.",
+        "Choose another flavor, zone or host, or give the cloud more room.",
+    ),
     "not_decided": ("A command of the engine's own was not decided in time.", "Nothing: it is tried again."),
     "not_found": ("The project has nothing of this id.", "Correct id or project; a read model may be a moment behind."),
     "not_replayable": (
@@ -136,7 +152,8 @@ CODES: dict[str, tuple[str, str]] = {
     "program_unreachable": ("The guest's user may not run the datastore's program.", "Put it where the user can."),
     "projector_running": ("Another process writes these read models.", "End one of the two."),
     "quota_exceeded": (
-        "The project's quota has no room. It ends the operation that asked, with nothing made.",
+        "The project's quota has no room, or that of the service user's project at the cloud, whose words then follow. It "
+        "ends the operation that asked, with nothing made.",
         "Delete something, or ask for a higher quota.",
     ),
     "rate_limited": (
