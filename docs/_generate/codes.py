@@ -11,6 +11,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The database cannot listen on the instance's address.",
         "Free the address or the port; the agent tries again by itself.",
     ),
+    "address_unknown": (
+        "The machine has no network interface with the MAC of the instance's port and an address.",
+        "See that its network is up and that the server has its port; the agent is started again.",
+    ),
     "agent_runs": ("Another agent serves this guest's directory.", "End one of the two."),
     "ambiguous_name": ("Several instances have this name.", "Name the id of one; the message lists them."),
     "broker_away": (

@@ -170,7 +170,9 @@ def projector(
 
 
 def agent(context: typer.Context, arguments: Annotated[list[str], typer.Argument(metavar="CONFIG")]) -> None:
-    """Run the guest agent of one instance: CONFIG is its agent.json. Options: --run-as UID:GID."""
+    """Run the guest agent of one instance: CONFIG is its agent.json; on a machine of a cloud, say --machine FILE, which
+    cloud-init wrote, or --config-drive DIR in its place. Options: --image FILE, --run-as UID:GID.
+    """
     from engine.guest.__main__ import main as run_agent  # noqa: PLC0415 - see above
 
     raise typer.Exit(run_agent([*arguments, *context.args]))
