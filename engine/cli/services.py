@@ -49,9 +49,14 @@ Cloud = Annotated[
     str,
     typer.Option(
         "--cloud",
-        help="Where servers are made: local (this machine), or simulated:SOCKET, for trials of the engine alone: a "
-        "simulated cloud in a process of its own, started by python -m engine.clouds.simulated.",
+        help="Where servers are made: local (this machine); openstack, or openstack:NAME for an entry of clouds.yaml; "
+        "or simulated:SOCKET, for trials of the engine alone: a simulated cloud in a process of its own, started by "
+        "python -m engine.clouds.simulated.",
     ),
+]
+CloudConfig = Annotated[
+    Path | None,
+    typer.Option("--cloud-config", help="File that says how OpenStack is used.", envvar="HOLDFAST_CLOUD_CONFIG"),
 ]
 InFlight = Annotated[int, typer.Option(help="Calls to the cloud at once.", min=1)]
 RunAs = Annotated[str | None, typer.Option(help="user-id:group-id of the guests when started by root.")]
@@ -86,6 +91,7 @@ def up(
     guest_seed: GuestSeed = None,
     store: Store = None,
     cloud: Cloud = "local",
+    cloud_config: CloudConfig = None,
     run_as: RunAs = None,
     mount: Annotated[bool, typer.Option(help="Under root, give volumes a hard limit by mounting images.")] = True,
     in_flight: InFlight = 64,
@@ -104,6 +110,7 @@ def up(
         guest_seed=guest_seed,
         store_url=store,
         cloud=cloud,
+        cloud_config=cloud_config,
         run_as=_user(run_as),
         mount=mount,
         in_flight=in_flight,
@@ -123,6 +130,7 @@ def worker(
     guest_seed: GuestSeed = None,
     store: Store = None,
     cloud: Cloud = "local",
+    cloud_config: CloudConfig = None,
     run_as: RunAs = None,
     in_flight: InFlight = 64,
     json_log: JsonLog = False,
@@ -139,6 +147,7 @@ def worker(
         guest_seed=guest_seed,
         store_url=store,
         cloud=cloud,
+        cloud_config=cloud_config,
         run_as=_user(run_as),
         in_flight=in_flight,
     )

@@ -45,7 +45,7 @@ class Servers(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A key pair of Nova's for whoever must look into a server."""
     boot_volume_size: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Size in GiB of a volume to boot from, which goes with its server; 0: from the flavor's own disk."""
-    images: dict[str, str] = {}
+    images: dict[Name, Name] = {}
     """Image ids by datastore and version, as `"postgresql/16" = "<id>"`. For all others the newest active image counts
     that has the properties `holdfast_datastore` and `holdfast_datastore_version`."""
 
