@@ -156,7 +156,7 @@ CODES: dict[str, tuple[str, str]] = {
     "program_unreachable": ("The guest's user may not run the datastore's program.", "Put it where the user can."),
     "projector_running": ("Another process writes these read models.", "End one of the two."),
     "quota_exceeded": (
-        "The quota has no room: the project's, or the service user's own at the cloud. It ends the operation that asked.",
+        "The quota has no room: the project's, or the service user's own at the cloud. The operation ends.",
         "Delete something, or ask for a higher quota.",
     ),
     "rate_limited": (

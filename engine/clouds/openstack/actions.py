@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import base64
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from openstack.compute.v2._proxy import Proxy as Nova
@@ -17,6 +18,7 @@ from engine.clouds.port import Facts, FinalError, TransientError, UnknownOutcome
 REBOOT_KEY = "holdfast_reboot"
 REBOOT_AFTER = "holdfast_reboot_after"
 NEVER = "never"
+REBUILD_KEY = "holdfast_rebuild"
 
 
 class Actions:
@@ -49,6 +51,27 @@ class Actions:
             raise await self._servers.fault(server, "reboot")
         if server.status != "ACTIVE":
             raise TransientError("cloud_error", f"server {server.id} is {server.status} after its reboot")
+        return {}
+
+    async def rebuild(
+        self,
+        effect: effects.RebuildServer,
+        key: str,
+        *,
+        image: Callable[[], Awaitable[str]],
+        user_data: Callable[[], Awaitable[bytes]],
+    ) -> Facts:
+        """It was made anew under this key, and is ACTIVE. The call that does it sets the key in the metadata."""
+        server = await self._idle(effect.server_id)
+        if (server.metadata or {}).get(REBUILD_KEY) != key:
+            wanted: dict[str, Any] = {
+                "image": await image(),
+                "metadata": {**(server.metadata or {}), REBUILD_KEY: key},
+                "user_data": base64.b64encode(await user_data()).decode(),
+            }
+            server = await self._act("rebuild_server", server, lambda nova: nova.rebuild_server(server.id, **wanted))
+        if server.status != "ACTIVE":
+            raise await self._servers.fault(server, "rebuild")
         return {}
 
     async def resize(self, effect: effects.ResizeServer) -> Facts:

@@ -1,7 +1,7 @@
 """How a resource is known as ours: a name that follows from the instance, and a mark set by the call that makes it.
 
-Nova and Cinder keep the mark as metadata. Neutron keeps it as the description, which every version takes when it
-makes a port, and as a tag where it takes tags then. Names are nobody's own: what bears one without the mark is
+Nova and Cinder keep the mark as metadata, Neutron as the description: its tags are, but for ports, set by a call of
+their own. A server group can bear none: its name has to do. Names are nobody's own: what bears one without the mark is
 somebody else's, and is neither used nor removed.
 """
 
@@ -25,9 +25,9 @@ def metadata(instance_id: UUID, project: str) -> dict[str, str]:
     return {INSTANCE: str(instance_id), PROJECT: project}
 
 
-def description(instance_id: UUID, project: str) -> str:
-    """The mark as a description."""
-    return f"{INSTANCE}={instance_id} {PROJECT}={project}"
+def description(instance_id: UUID) -> str:
+    """The mark as a description; all that bear it can be listed by it."""
+    return f"{INSTANCE}={instance_id}"
 
 
 def tags(instance_id: UUID, project: str) -> list[str]:
@@ -41,8 +41,8 @@ def in_metadata(instance_id: UUID, found: Mapping[str, str] | None) -> bool:
 
 
 def in_description(instance_id: UUID, found: str | None) -> bool:
-    """Whether the description bears the instance's mark."""
-    return f"{INSTANCE}={instance_id}" in (found or "").split()
+    """Whether the description is the instance's mark."""
+    return found == description(instance_id)
 
 
 def ours(kind: str, name: str, found: Iterable[R], is_ours: Callable[[R], bool]) -> list[R]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from openstack.compute.v2._proxy import Proxy as Nova
@@ -73,13 +73,15 @@ class Servers:
             await self.remove(server_id)
         return {}
 
-    async def surplus_absent(self, effect: effects.SurplusAbsent, holder: str | None) -> list[str]:
-        """Of this name there is only the server that has the instance's port; the ids of those that there were."""
+    async def surplus_absent(self, effect: effects.SurplusAbsent, holders: Collection[str]) -> list[str]:
+        """The servers of the name that had none of the instance's ports, and are gone now."""
         named = await self._named(effect.name)
         surplus = [
             each.id
             for each in named
-            if marks.in_metadata(effect.instance_id, each.metadata) and each.id != holder and each.id not in effect.keep
+            if marks.in_metadata(effect.instance_id, each.metadata)
+            and each.id not in holders
+            and each.id not in effect.keep
         ]
         for server_id in surplus:
             await self.remove(server_id)
