@@ -31,6 +31,7 @@ from engine.embedded import DEFAULT_PORT, EmbeddedBroker
 from engine.enrolment import Access, Enrolment
 from engine.guest.datastores.catalogue import KNOWN, available
 from engine.guests import Guests
+from engine.listening import Listening
 from engine.payer import GuestPort
 from engine.state import StateDirectory
 from engine.store import EventLog, EventStore, open_log, open_store, when_available
@@ -50,7 +51,7 @@ SIMULATED = "simulated:"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process is told. `broker` None: the embedded one on `port`. `store_url` None: SQLite in the state.
+    """What a process is told. `broker` None: the embedded one, `listening` on `port`. `store_url` None: SQLite.
 
     `durable_broker`: the operator vouches that a broker which is not ours keeps what it acknowledges.
     `guest_seed`: the NKey seed that guests use with such a broker. `cloud`: `local`; `openstack`, or with a colon and
@@ -60,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     state: Path
     broker: BrokerSettings | None = None
     port: int | None = DEFAULT_PORT
+    listening: Listening = Listening()
     store_url: str | None = None
     run_as: tuple[int, int] | None = None
     mount: bool = True
@@ -158,7 +160,7 @@ class _Process:
 
     async def start_broker(self) -> EmbeddedBroker:
         """The embedded broker, running and supervised."""
-        broker = EmbeddedBroker(self.state, self._settings.port)
+        broker = EmbeddedBroker(self.state, self._settings.port, listening=self._settings.listening)
         await broker.start()
         self._stack.push_async_callback(broker.stop)
         self.add("broker", broker.supervise())
@@ -206,7 +208,7 @@ class _Process:
                 f"there is no cloud {settings.cloud}: say {LOCAL}, {OPENSTACK}[:<entry of clouds.yaml>], "
                 f"or {SIMULATED}<path of a socket>"
             )
-        ca = None if broker is not None else self._foreign().tls_ca
+        ca = self._foreign().tls_ca if broker is None else self._settings.listening.ca
         local = LocalCloud(
             self.state.cloud,
             nats_url=self.url(broker),
@@ -232,7 +234,8 @@ class _Process:
 
     def _enrolment(self, client: Client, broker: EmbeddedBroker | None) -> Enrolment:
         if broker is not None:
-            access = Access(url=broker.url, seed=_text(broker.settings("enrol").seed_file))
+            told = broker.settings("enrol")
+            access = Access(url=told.url, ca=_text(told.tls_ca), seed=_text(told.seed_file))
             return Enrolment(client, GuestCredentials(broker), lambda: access)
         foreign, seed = self._foreign(), self._settings.guest_seed
         access = Access(url=foreign.url, ca=_text(foreign.tls_ca), seed=_text(seed))

@@ -21,6 +21,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The guests' credentials, which lie on the broker, cannot be reached.",
         "Nothing: it is tried again; look at the broker.",
     ),
+    "broker_address_unknown": (
+        "The embedded broker is to listen on what is no address of this machine.",
+        "Say an address or name by which machines find it.",
+    ),
     "broker_config_refused": ("The embedded broker refuses its configuration.", "Read the reason; undo the change."),
     "broker_elsewhere": ("The embedded broker runs on another port than wanted.", "Nothing: it is started anew."),
     "broker_ended": ("The embedded broker ended while it started.", "Read its log in the state directory."),
@@ -47,6 +51,14 @@ CODES: dict[str, tuple[str, str]] = {
     "broker_untrusted": (
         "What answers as the broker is not trusted: its certificate is by a CA unknown to us, or it offers no TLS.",
         "Name the file of the CA that signed its certificate, or correct the address.",
+    ),
+    "broker_tls_incomplete": (
+        "Only some of the files are named that TLS on the embedded broker needs.",
+        "Name its certificate, its key and the CA.",
+    ),
+    "broker_without_tls": (
+        "The embedded broker is to listen on a network without TLS.",
+        "Give it a certificate, or leave it on the loopback.",
     ),
     "broker_unreachable": ("No broker took the connection in time.", "Start the broker, or correct the address."),
     "call_in_flight": (

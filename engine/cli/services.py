@@ -15,6 +15,7 @@ import typer
 
 from engine import logs
 from engine.broker import BrokerError, BrokerSettings
+from engine.listening import Listening
 from engine.state import default_directory
 
 DEFAULT_PORT = 4222
@@ -81,6 +82,13 @@ def up(
     port: Annotated[
         int, typer.Option(help="Port of the embedded broker; 0 for any, kept from then on.")
     ] = DEFAULT_PORT,
+    broker_listen: Annotated[
+        str | None,
+        typer.Option(help="Address or name by which machines find the embedded broker: the loopback by default."),
+    ] = None,
+    broker_cert: Annotated[Path | None, typer.Option(help="File with the embedded broker's certificate.")] = None,
+    broker_key: Annotated[Path | None, typer.Option(help="File with the key of that certificate.")] = None,
+    broker_ca: Annotated[Path | None, typer.Option(help="File with the CA that machines shall trust.")] = None,
     nats: Nats = None,
     seed: Seed = None,
     creds: Creds = None,
@@ -106,6 +114,7 @@ def up(
         state=state or default_directory(),
         broker=_broker(nats, seed, creds, tls_ca, tls_cert, tls_key),
         port=port,
+        listening=_listening(broker_listen, broker_cert, broker_key, broker_ca),
         durable_broker=durable_broker,
         guest_seed=guest_seed,
         store_url=store,
@@ -214,6 +223,14 @@ def _broker(
     if url is None:
         return None
     return BrokerSettings(url=url, seed_file=seed, creds_file=creds, tls_ca=ca, tls_cert=cert, tls_key=key)
+
+
+def _listening(host: str | None, cert: Path | None, key: Path | None, ca: Path | None) -> Listening:
+    try:
+        return Listening.on(host, cert, key, ca)
+    except BrokerError as error:
+        log.error("cannot_run", reason=str(error))  # noqa: TRY400 - the error says it all
+        raise typer.Exit(1) from None
 
 
 def _user(text: str | None) -> tuple[int, int] | None:
