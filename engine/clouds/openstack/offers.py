@@ -44,15 +44,15 @@ class Offers:
             flavors=tuple(
                 Flavor(id=each.id, name=each.name, vcpus=each.vcpus, ram=each.ram)
                 for each in sorted(flavors, key=lambda each: (each.ram, each.vcpus, each.name))
-                if _fits(each.name, servers.flavors)
+                if fits(each.name, servers.flavors)
             ),
             datastores=await self._with_images(),
             availability_zones=tuple(
                 each.name
                 for each in zones
-                if each.state.get("available", True) and _fits(each.name, servers.availability_zones)
+                if each.state.get("available", True) and fits(each.name, servers.availability_zones)
             ),
-            volume_types=tuple(each.name for each in types if _fits(each.name, volumes.types)),
+            volume_types=tuple(each.name for each in types if fits(each.name, volumes.types)),
             hosts=await self.hosts(),
             honours=HONOURS,
             max_volume_size=volumes.max_size,
@@ -86,7 +86,8 @@ class Offers:
         )
 
 
-def _fits(name: str, patterns: Iterable[str]) -> bool:
+def fits(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns, as a shell has them, is the name's."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
