@@ -164,7 +164,8 @@ def _hosts(connection: Connection) -> Found:
     try:
         hosts = sorted(each.host for each in nova(connection).services(binary="nova-compute"))
     except Exception as error:  # noqa: BLE001 - mostly a refusal
-        says = f"may not be seen, so nobody can say to which an instance moves: {sort_answer('hosts', error, changes=False).message}"
+        refusal = sort_answer("hosts", error, changes=False).message
+        says = f"may not be seen, so nobody can say to which an instance moves: {refusal}"
         return Found(check="hosts", ok=False, needed=False, says=says)
     return Found(check="hosts", ok=len(hosts) > 1, needed=False, says=", ".join(hosts) or "there are none")
 

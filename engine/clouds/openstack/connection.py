@@ -35,7 +35,7 @@ def connect(config: CloudConfig) -> Connection:
     except (sdk.SDKException, keystone.ClientException) as error:
         named = f"cloud {config.cloud}" if config.cloud else "the cloud of the environment"
         raise ConfigError(
-            f"{named} cannot be used: {error}; it must be in clouds.yaml, or in the OS_* variables"
+            f"{named} cannot be used: {str(error).rstrip('.')}; it must be in clouds.yaml, or in the OS_* variables"
         ) from error
 
 
