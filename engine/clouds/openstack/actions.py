@@ -105,17 +105,11 @@ class Actions:
         server = await self._sound(effect.server_id)
         if server.status == "VERIFY_RESIZE":
             try:
-                await self._act(
-                    "confirm_server",
-                    server,
-                    lambda nova: nova.confirm_server_resize(server.id),
-                    over=lambda now: now.task_state is None and now.status != "VERIFY_RESIZE",
-                )
+                await self._tell("confirm_server", lambda nova: nova.confirm_server_resize(server.id))
             except FinalError as error:
                 if error.code != "invalid_argument":
-                    raise
-                # Nova is at it already, by a call before.
-                raise TransientError("conflict", error.message) from error
+                    raise  # else Nova is at it already, by a call before
+            await self._servers.watch.until(server, lambda now: now.status != "VERIFY_RESIZE")
         return {}
 
     async def revert(self, effect: effects.RevertServer, hosts: Collection[str]) -> Facts:
@@ -150,23 +144,15 @@ class Actions:
             if server.status != wanted:
                 raise await self._servers.fault(server, name.removesuffix("_server"))
 
-    async def _act(
-        self,
-        name: str,
-        server: Server,
-        call: Callable[[Nova], Any],
-        *,
-        over: Callable[[Server], bool] = lambda now: now.task_state is None,
-    ) -> Server:
-        """The server once the cloud has done what it was told, well or not.
-
-        A call that is carried out late would undo what came after it. So a call whose answer is missing is not
-        followed by another before it can act no more.
-        """
+    async def _act(self, name: str, server: Server, call: Callable[[Nova], Any]) -> Server:
+        """The server once the cloud has done what it was told, well or not."""
         await self._tell(name, call)
-        return await self._servers.watch.until(await self._servers.there(server.id), over)
+        return await self._idle(server.id)
 
     async def _tell(self, name: str, call: Callable[[Nova], Any]) -> None:
+        """Say it once. A call that is carried out late would undo what came after it: so one whose answer is missing is
+        not followed by another before it can act no more.
+        """
         check_alone()
         begun = monotonic()
         try:
