@@ -5,6 +5,7 @@
 # make faults  breaks broker, store, disk and clock for a minute each; SEEDS=n for more
 # make lint    ruff, mypy, import contracts
 # make crash   kills real processes at every boundary of every operation, and prints what was lost, doubled or stuck
+# make crash-openstack   the same on real OpenStack services
 # make bench   prints the figures, each with its ratio
 # make simulate SEEDS=1000 [SEED=n [TRACE=1]] [HOURS=h]    simulates by seeds, or replays one
 # make docs    writes the generated pages of docs/ again
@@ -17,7 +18,7 @@ LAB := tests/openstack/lab
 # Needs uv (pipx install uv); only whoever changes dependencies does.
 LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 
-.PHONY: setup demo test test-openstack openstack-up openstack-down faults crash lint bench simulate docs mariadb lock clean
+.PHONY: setup demo test test-openstack openstack-up openstack-down faults crash crash-openstack lint bench simulate docs mariadb lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.ready
@@ -56,6 +57,9 @@ demo: setup
 
 crash: setup
 	$(BIN)/python -m tests.crash $(CRASH)
+
+crash-openstack: setup
+	$(LAB)/with.sh $(BIN)/python -m tests.openstack.crash $(CRASH)
 
 bench: setup mariadb
 	$(BIN)/python -m tests.benchmarks

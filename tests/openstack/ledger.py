@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,35 +32,35 @@ class Holding(NamedTuple):
         return f"{self.kind} {self.name} {self.id} {self.status}".rstrip()
 
 
-def holdings(admin: Connection, mark: str) -> list[Holding]:
-    """Everything of any project that bears the mark, in its name, its metadata, its tags or its description."""
+def holdings(admin: Connection, *marks: str) -> list[Holding]:
+    """Everything of any project that bears one of the marks, in its name, metadata, tags or description."""
     return [
         Holding(kind, each.id, each.name or "", getattr(each, "status", None) or "")
         for kind, resources in _resources(admin)
         for each in resources
-        if mark in _marks(each)
+        if any(mark in _said_of(each) for mark in marks)
     ]
 
 
-def remove(admin: Connection, mark: str) -> None:
-    """Remove everything that bears the mark. Returns when nothing is left that the services list."""
+def remove(admin: Connection, *marks: str) -> None:
+    """Remove everything that bears one of the marks. Returns when nothing is left that the services list."""
     removal: dict[str, Callable[[str], Any]] = {
-        "server": lambda id_: admin.compute.delete_server(id_, force=False),
         "volume": lambda id_: admin.block_storage.delete_volume(id_, force=True),
         "port": admin.network.delete_port,
         "floating ip": admin.network.delete_ip,
         "security group": admin.network.delete_security_group,
         "server group": admin.compute.delete_server_group,
     }
-    for each in holdings(admin, mark):
+    for each in _servers(admin, *marks):
+        admin.compute.delete_server(each.id)
+    soon(lambda: not _servers(admin, *marks), within=120)  # until then they hold their volumes and ports
+    for each in holdings(admin, *marks):
         removal[each.kind](each.id)
-        if each.kind == "server":  # it holds its volumes and ports until it is gone
-            soon(partial(_is_gone, admin, each.id))
-    soon(lambda: not holdings(admin, mark))
+    soon(lambda: not holdings(admin, *marks))
 
 
-def _is_gone(admin: Connection, server_id: str) -> bool:
-    return server_id not in {server.id for server in admin.compute.servers(all_projects=True)}
+def _servers(admin: Connection, *marks: str) -> list[Holding]:
+    return [each for each in holdings(admin, *marks) if each.kind == "server"]
 
 
 def _resources(admin: Connection) -> Iterator[tuple[str, list[Any]]]:
@@ -73,7 +72,7 @@ def _resources(admin: Connection) -> Iterator[tuple[str, list[Any]]]:
     yield "server group", list(admin.compute.server_groups(all_projects=True))
 
 
-def _marks(resource: Any) -> str:
+def _said_of(resource: Any) -> str:
     told = (resource.name, getattr(resource, "description", None), resource.get("metadata"), resource.get("tags"))
     return " ".join(str(each) for each in told)
 
@@ -117,14 +116,26 @@ def _read(service: str, path: Path, start: int) -> Iterator[Request]:
 
 
 def deeds(requests: list[Request]) -> Counter[str]:
-    """How often each kind of change was made, without the ids: `POST /servers`, `DELETE /volumes/*`."""
-    return Counter(f"{each.method} {_without_ids(each.path)}" for each in requests if each.changes)
+    """How often each kind of change was made: `create servers`, `delete volumes`, `POST servers/*/action`."""
+    return Counter(_deed(each) for each in requests if each.changes)
 
 
-def _without_ids(path: str) -> str:
-    parts = path.partition("?")[0].strip("/").split("/")
-    kept = [part if not _is_id(part) else "*" for part in parts if not part.startswith("v")]
-    return "/" + "/".join(kept)
+def _deed(request: Request) -> str:
+    match request.method, _without_ids(request.path):
+        case "POST", [collection]:
+            return f"create {collection}"
+        case "DELETE", [collection, "*"]:
+            return f"delete {collection}"
+        case method, parts:
+            return f"{method} {'/'.join(parts)}"
+
+
+def _without_ids(path: str) -> list[str]:
+    """The parts of a path behind its version and project."""
+    parts = path.partition("?")[0].strip("/").split("/")[1:]
+    if parts and _is_id(parts[0]):
+        parts = parts[1:]
+    return ["*" if _is_id(part) else part for part in parts]
 
 
 def _is_id(part: str) -> bool:

@@ -28,11 +28,18 @@ USERS = {  # each in the project of its name, with these roles there
     "demo": ("member",),
     "other": ("member",),
 }
+UNLIMITED = {  # for Holdfast's project: its tenants share these quotas
+    "compute": ("instances", "cores", "ram", "server_groups"),
+    "block_storage": ("volumes", "gigabytes"),
+    "network": ("ports", "security_groups", "security_group_rules", "floating_ips"),
+}
 FLAVORS = {  # megabytes, processors, gigabytes
     "lab.tiny": (64, 1, 1),
     "lab.small": (512, 1, 5),
     "lab.medium": (1024, 2, 10),
     "lab.impossible": (64, 1, 1),
+    "small": (256, 1, 1),  # these two are what examples of commands ask for
+    "large": (512, 2, 1),
 }
 IMAGES = ("lab-image", "lab-image-2")
 
@@ -102,6 +109,10 @@ def content(lab: Connection, hosts: set[str]) -> None:
             )
     if lab.block_storage.find_type("files") is None:
         lab.block_storage.create_type(name="files", extra_specs={"volume_backend_name": "files"})
+    project = lab.identity.find_project("holdfast", ignore_missing=False).id
+    lab.compute.update_quota_set(project, **dict.fromkeys(UNLIMITED["compute"], -1))
+    lab.block_storage.update_quota_set(project, **dict.fromkeys(UNLIMITED["block_storage"], -1))
+    lab.network.update_quota(project, **dict.fromkeys(UNLIMITED["network"], -1))
     _networks(lab)
 
 

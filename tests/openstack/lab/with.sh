@@ -8,4 +8,5 @@ if ! is_up keystone || [ ! -e "$OS_LAB_DIR/clouds.yaml" ]; then
     "$LAB/install.sh"
     "$LAB/up.sh"
 fi
+export OS_CLIENT_CONFIG_FILE=$OS_LAB_DIR/clouds.yaml
 "$@"
