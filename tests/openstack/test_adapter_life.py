@@ -160,9 +160,7 @@ async def test_a_death_around_a_change_leaves_one_of_everything(life: Life, poin
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("door", [Door.ANSWER_LOST, Door.FAILS])
-async def test_what_a_lost_answer_hides_is_found_by_the_next_look(
-    life: Life, door: Door
-) -> None:
+async def test_what_a_lost_answer_hides_is_found_by_the_next_look(life: Life, door: Door) -> None:
     for number, step in enumerate(LIFE):
         key = f"key {number}"
         effect = step.effect(life.instance)
