@@ -1,8 +1,9 @@
 """Who may say what on the embedded broker: its users, their seeds and their rights, and the credentials of guests.
 
 Guarantees that each user has a seed of its own, readable by its owner alone, of which the broker is told only the
-public half, and that a guest can speak and hear for its own instance and nothing else. It does not hide a seed from
-root, nor does it serve a foreign broker: there, users and rights are the operator's.
+public half, and that a guest can speak and hear for its own instance and nothing else. Of a guest on another machine we
+have the public half alone: its seed never leaves that machine. It does not hide a seed from root, nor does it serve a
+foreign broker: there, users and rights are the operator's.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import msgspec
 import nkeys  # type: ignore[import-untyped]
 import structlog
 
+from engine import nkey
 from engine.broker import DEAD_LETTER_STREAM, BrokerError
-from engine.messages import LOG_SUBJECT, PREFIX, guest_subject, heartbeat_subject
+from engine.messages import LOG_SUBJECT, PREFIX, enrolment_subject, guest_subject, heartbeat_subject
 from engine.private_files import delete_file, replace_file
 
 P = ParamSpec("P")
@@ -88,6 +90,7 @@ USERS: dict[str, Rights] = {
         ),
         (
             heartbeat_subject("*"),
+            enrolment_subject(),
             LOG_SUBJECT,
             f"{PREFIX}.qry.>",
             f"{PREFIX}.evt.>",
@@ -97,6 +100,8 @@ USERS: dict[str, Rights] = {
             f"{inbox_prefix('worker')}.>",
         ),
     ),
+    # What a machine is before it is known: it may ask to be taken for its instance's, and hear the answer.
+    "enrol": Rights((enrolment_subject(),), (f"{inbox_prefix('enrol')}.>",)),
     "projector": Rights(
         ("_INBOX.>",),
         (
@@ -130,7 +135,9 @@ def _rights(user: str) -> Rights:
 
 
 class Users:
-    """The users of one broker. The directory of seeds is the truth; the broker's list of users is made from it.
+    """The users of one broker. The directory of keys is the truth; the broker's list of users is made from it.
+
+    `<user>.nk` holds a seed, `<user>.pub` the public key of a user whose seed is elsewhere.
 
     Blocking; threads take turns.
     """
@@ -155,6 +162,12 @@ class Users:
                     self._public[path.stem] = _public_key(path)
                 except nkeys.NkeysError:
                     self._damaged(path)
+            for path in sorted(self._seeds.glob(f"{_GUEST}*.pub")):
+                key = path.read_text().strip()
+                if _is_user(path.stem) and nkey.is_user(key):
+                    self._public[path.stem] = key
+                else:
+                    log.warning("key_of_nobody", file=str(path), next="it is ignored; delete it")
             for user in (*USERS, SYSTEM):
                 self.add(user)
             self.write()
@@ -176,11 +189,23 @@ class Users:
                 self._public[user] = _public_key(path)
             return path
 
+    def admit(self, user: str, public_key: str) -> None:
+        """The user has this key and no other; the broker knows it after the next `write` and reload."""
+        with self._turn:
+            if self._public.get(user) == public_key:
+                return
+            replace_file(self._key(user), public_key.encode() + b"\n")
+            self._public[user] = public_key
+
     def remove(self, user: str) -> None:
-        """Delete the user's seed; the broker refuses the user after the next `write` and reload."""
+        """Delete what there is of the user; the broker refuses the user after the next `write` and reload."""
         with self._turn:
             self._public.pop(user, None)
             delete_file(self.seed(user))
+            delete_file(self._key(user))
+
+    def _key(self, user: str) -> Path:
+        return self._seeds / f"{user}.pub"
 
     def write(self) -> str:
         """Write the accounts that the broker's configuration includes: public keys and rights, no secret.
@@ -247,7 +272,7 @@ class Reloads(Protocol):
 
 
 class GuestCredentials:
-    """Issues and revokes the credentials of guests. Both calls may be repeated; both hold when they return.
+    """Issues, admits and revokes the credentials of guests. Calls may be repeated; they hold when they return.
 
     Many calls at once share one reload. All file work is done by one thread, in the order of the calls: a call that
     was cancelled half way cannot undo a later one.
@@ -267,8 +292,13 @@ class GuestCredentials:
         await self._apply_changes()
         return path
 
+    async def admit(self, instance_id: UUID, public_key: str) -> None:
+        """The broker accepts this key as the guest's, and has dropped connections under another."""
+        await self._in_thread(self._broker.users.admit, guest_user(instance_id), public_key)
+        await self._apply_changes()
+
     async def revoke(self, instance_id: UUID) -> None:
-        """The guest's seed is gone, the broker refuses it, and has dropped its connections."""
+        """The guest's key is gone, the broker refuses it, and has dropped its connections."""
         await self._in_thread(self._broker.users.remove, guest_user(instance_id))
         await self._apply_changes()
 

@@ -15,6 +15,7 @@ import typer
 
 from engine import logs
 from engine.broker import BrokerError, BrokerSettings
+from engine.listening import Listening
 from engine.state import default_directory
 
 DEFAULT_PORT = 4222
@@ -49,9 +50,14 @@ Cloud = Annotated[
     str,
     typer.Option(
         "--cloud",
-        help="Where servers are made: local (this machine), or simulated:SOCKET, for trials of the engine alone: a "
-        "simulated cloud in a process of its own, started by python -m engine.clouds.simulated.",
+        help="Where servers are made: local (this machine); openstack, or openstack:NAME for an entry of clouds.yaml; "
+        "or simulated:SOCKET, for trials of the engine alone: a simulated cloud in a process of its own, started by "
+        "python -m engine.clouds.simulated.",
     ),
+]
+CloudConfig = Annotated[
+    Path | None,
+    typer.Option("--cloud-config", help="File that says how OpenStack is used.", envvar="HOLDFAST_CLOUD_CONFIG"),
 ]
 InFlight = Annotated[int, typer.Option(help="Calls to the cloud at once.", min=1)]
 RunAs = Annotated[str | None, typer.Option(help="user-id:group-id of the guests when started by root.")]
@@ -76,6 +82,13 @@ def up(
     port: Annotated[
         int, typer.Option(help="Port of the embedded broker; 0 for any, kept from then on.")
     ] = DEFAULT_PORT,
+    broker_listen: Annotated[
+        str | None,
+        typer.Option(help="Address or name by which machines find the embedded broker: the loopback by default."),
+    ] = None,
+    broker_cert: Annotated[Path | None, typer.Option(help="File with the embedded broker's certificate.")] = None,
+    broker_key: Annotated[Path | None, typer.Option(help="File with the key of that certificate.")] = None,
+    broker_ca: Annotated[Path | None, typer.Option(help="File with the CA that machines shall trust.")] = None,
     nats: Nats = None,
     seed: Seed = None,
     creds: Creds = None,
@@ -86,6 +99,7 @@ def up(
     guest_seed: GuestSeed = None,
     store: Store = None,
     cloud: Cloud = "local",
+    cloud_config: CloudConfig = None,
     run_as: RunAs = None,
     mount: Annotated[bool, typer.Option(help="Under root, give volumes a hard limit by mounting images.")] = True,
     in_flight: InFlight = 64,
@@ -100,10 +114,12 @@ def up(
         state=state or default_directory(),
         broker=_broker(nats, seed, creds, tls_ca, tls_cert, tls_key),
         port=port,
+        listening=_listening(broker_listen, broker_cert, broker_key, broker_ca),
         durable_broker=durable_broker,
         guest_seed=guest_seed,
         store_url=store,
         cloud=cloud,
+        cloud_config=cloud_config,
         run_as=_user(run_as),
         mount=mount,
         in_flight=in_flight,
@@ -123,6 +139,7 @@ def worker(
     guest_seed: GuestSeed = None,
     store: Store = None,
     cloud: Cloud = "local",
+    cloud_config: CloudConfig = None,
     run_as: RunAs = None,
     in_flight: InFlight = 64,
     json_log: JsonLog = False,
@@ -139,6 +156,7 @@ def worker(
         guest_seed=guest_seed,
         store_url=store,
         cloud=cloud,
+        cloud_config=cloud_config,
         run_as=_user(run_as),
         in_flight=in_flight,
     )
@@ -170,7 +188,9 @@ def projector(
 
 
 def agent(context: typer.Context, arguments: Annotated[list[str], typer.Argument(metavar="CONFIG")]) -> None:
-    """Run the guest agent of one instance: CONFIG is its agent.json. Options: --run-as UID:GID."""
+    """Run the guest agent of one instance: CONFIG is its agent.json; on a machine of a cloud, say --machine FILE, which
+    cloud-init wrote, or --config-drive DIR in its place. Options: --image FILE, --run-as UID:GID.
+    """
     from engine.guest.__main__ import main as run_agent  # noqa: PLC0415 - see above
 
     raise typer.Exit(run_agent([*arguments, *context.args]))
@@ -203,6 +223,14 @@ def _broker(
     if url is None:
         return None
     return BrokerSettings(url=url, seed_file=seed, creds_file=creds, tls_ca=ca, tls_cert=cert, tls_key=key)
+
+
+def _listening(host: str | None, cert: Path | None, key: Path | None, ca: Path | None) -> Listening:
+    try:
+        return Listening.on(host, cert, key, ca)
+    except BrokerError as error:
+        log.error("cannot_run", reason=str(error))  # noqa: TRY400 - the error says it all
+        raise typer.Exit(1) from None
 
 
 def _user(text: str | None) -> tuple[int, int] | None:

@@ -10,10 +10,7 @@ import hashlib
 from uuid import UUID
 
 
-def port_mac(instance_id: UUID, role: str = "") -> str:
-    """The MAC address of an instance's port: locally administered, and the same whoever asks.
-
-    `role` tells ports of one instance apart, which may lie on one network.
-    """
-    digest = hashlib.sha256(instance_id.bytes + role.encode()).digest()
+def port_mac(instance_id: UUID) -> str:
+    """The MAC address of an instance's port: locally administered, and the same whoever asks."""
+    digest = hashlib.sha256(instance_id.bytes).digest()
     return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))

@@ -227,3 +227,21 @@ async def test_a_reboot_leaves_the_server_active(built: Wishes) -> None:
     for hard in (False, True):
         await built.pay(built.reboot(hard=hard), f"reboot {hard}")
         assert (await built.shown())["status"] == "ACTIVE"
+
+
+async def test_a_server_made_anew_keeps_its_id_its_port_and_its_volume(built: Wishes) -> None:
+    before = await built.shown()
+    for key in ("rebuild", "rebuild", "again"):
+        await built.pay(built.rebuild(), key)
+        shown = await built.shown()
+        assert {name: shown[name] for name in ("name", "host", "port_id", "status")} == {
+            name: before[name] for name in ("name", "host", "port_id", "status")
+        }
+    with pytest.raises(TransientError):
+        await built.pay(built.no_volume())
+
+
+async def test_a_rebuild_from_an_image_that_there_is_not_is_refused(built: Wishes) -> None:
+    with pytest.raises(FinalError):
+        await built.pay(built.rebuild("colossal"))
+    assert (await built.shown())["status"] == "ACTIVE"

@@ -35,6 +35,13 @@ def test_a_status_is_sorted(status: int, code: str, kind: type[Exception], chang
     assert error.message == f"create_server: {status} {WORDS}"
 
 
+@pytest.mark.parametrize("status", [403, 409, 413])
+def test_a_quota_of_the_cloud_does_not_pass(status: int) -> None:
+    answer = CloudAnswerError(status, "Quota exceeded for resources: ['port'].", retry_after=0.0)
+    error = sort_error("create_port", answer, changes=True)
+    assert (type(error), error.code) == (FinalError, "quota_exceeded")
+
+
 @pytest.mark.parametrize("status", [409, 413, 429, 503])
 def test_the_cloud_says_how_long_to_wait(status: int) -> None:
     error = sort_error("create_server", CloudAnswerError(status, WORDS, retry_after=7.5), changes=True)

@@ -194,6 +194,7 @@ class LocalCloud:
             case (
                 effects.EnsureAttachment()
                 | effects.RebootServer()
+                | effects.RebuildServer()
                 | effects.ResizeServer()
                 | effects.MigrateServer()
                 | effects.ConfirmServer()
@@ -238,6 +239,8 @@ class LocalCloud:
                 self._servers.attach(effect.server_id, effect.volume_id, lock)
             case effects.RebootServer():
                 self._servers.reboot(effect.server_id, key, hard=effect.hard, lock=lock)
+            case effects.RebuildServer():
+                self._servers.rebuild(effect, key, lock)
             case effects.ResizeServer():
                 self._servers.resize(effect, lock)
             case effects.MigrateServer():

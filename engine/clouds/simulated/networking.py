@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import uuid5
+
 from aggregates import effects
 from aggregates.effects import CloudEffect
 from engine.clouds.fences import port_mac
@@ -25,7 +27,7 @@ class Networking:
                 port = await self._ensure_port(key, effect.name, mac, effect.network, groups)
                 return {"port_id": port.id, "address": port.address}
             case effects.EnsureManagementPort():
-                mac = port_mac(effect.instance_id, "management")
+                mac = port_mac(uuid5(effect.instance_id, "management"))
                 port = await self._ensure_port(key, effect.name, mac, effect.network, ())
                 return {"management_port_id": port.id}
             case effects.PortAbsent():

@@ -93,7 +93,6 @@ class PostgreSQL:
         return self._version
 
     def install(self, data: Path) -> None:
-        self.place.admin_password()
         # Version 18 knows a locale of its own that sorts and folds as Unicode does; 16 depends on the system's.
         locale = ["--no-locale"]
         if int(self._major) >= 17:  # noqa: PLR2004 -- the major version that brought the provider
@@ -101,7 +100,7 @@ class PostgreSQL:
         run_program(
             [
                 str(self._bin / "initdb"), "--pgdata", str(data), "--username", ADMIN,
-                "--pwfile", str(self.place.directory / "admin.password"), "--encoding=UTF8", "--data-checksums",
+                "--pwfile", str(self.place.password_file), "--encoding=UTF8", "--data-checksums",
                 "--auth=scram-sha-256", "--no-sync", "--no-instructions", *locale,
             ],
             cwd=self.place.volume,
