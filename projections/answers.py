@@ -14,6 +14,7 @@ from uuid import UUID
 
 import msgspec
 
+from aggregates.effects import Access
 from engine.messages import GuestStatus, Outcome, VolumeUse
 
 
@@ -51,7 +52,8 @@ class CommandAnswer(Answer, frozen=True, kw_only=True):
 
 
 class InstanceAnswer(Answer, frozen=True, kw_only=True):
-    """An instance. `ram` MiB, `volume_size` GiB; the last three fields say what led to the present state.
+    """An instance. `ram` MiB, `volume_size` GiB. `access` is what there is now, None where nobody's is guarded; in a
+    create it is what is to be. The last three fields say what led to the present state.
 
     `lifecycle_version` is what a command may expect (`expected_version`); `version` counts every event.
     """
@@ -74,6 +76,10 @@ class InstanceAnswer(Answer, frozen=True, kw_only=True):
     volume_size: int
     volume_type: str | None
     availability_zone: str | None
+    image_id: str | None
+    locality: str | None
+    public_address: str | None
+    access: Access | None
     host: str | None
     server_id: str | None
     volume_id: str | None

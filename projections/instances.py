@@ -10,6 +10,7 @@ from typing import Any
 
 from aggregates.base import Intervention, LateOutcome, OperationParked, RetryRequested, StepSkipped, Transitioned
 from aggregates.catalogue import Flavor
+from aggregates.effects import Access
 from aggregates.health import HealthChanged, HealthStatus, HealthWatched
 from aggregates.instance_events import InstanceRequested, PortDeleted, ServerDeleted, VolumeDeleted
 from projections.answers import Error, InstanceAnswer
@@ -25,7 +26,8 @@ TABLES = {
         trove_status TEXT NOT NULL, operating_status TEXT NOT NULL, health TEXT NOT NULL,
         flavor_id TEXT NOT NULL, flavor TEXT NOT NULL, vcpus INTEGER NOT NULL, ram INTEGER NOT NULL,
         datastore TEXT NOT NULL, datastore_version TEXT NOT NULL, address TEXT, port INTEGER,
-        volume_size INTEGER NOT NULL, volume_type TEXT, availability_zone TEXT, host TEXT, server_id TEXT,
+        volume_size INTEGER NOT NULL, volume_type TEXT, availability_zone TEXT, image_id TEXT, locality TEXT,
+        public_address TEXT, access TEXT, host TEXT, server_id TEXT,
         volume_id TEXT, port_id TEXT, operation_id TEXT, operation TEXT, parked INTEGER NOT NULL DEFAULT 0,
         failure TEXT, created_at TEXT NOT NULL, updated_at TEXT NOT NULL, deleted INTEGER NOT NULL DEFAULT 0,
         deleted_at TEXT, version INTEGER NOT NULL, lifecycle_version INTEGER NOT NULL, last_event TEXT NOT NULL,
@@ -56,7 +58,7 @@ LISTING = Listing(
     default={"deleted": 0},
 )
 # Facts of events that are columns under the same name.
-_FACTS = ("address", "port", "port_id", "volume_id", "server_id", "host", "volume_size")
+_FACTS = ("address", "public_address", "port", "port_id", "volume_id", "server_id", "host", "volume_size", "image_id")
 # What is gone is no longer shown as held.
 _GONE: dict[type[Any], dict[str, None]] = {
     ServerDeleted: {"server_id": None, "host": None},
@@ -118,6 +120,9 @@ def _insert(rows: Rows, stored: StoredEvent) -> None:
             "volume_size": event.volume_size,
             "volume_type": event.volume_type,
             "availability_zone": event.availability_zone,
+            "image_id": event.image_id,
+            "locality": event.locality,
+            "access": _access(event.access),
             "operation_id": str(event.operation.id),
             "operation": event.operation.command,
             "created_at": stamp(event.timestamp),
@@ -148,6 +153,8 @@ def _transition(rows: Rows, stored: StoredEvent) -> None:
     if word == "ACTIVE":
         row = rows.get("instances", (str(stored.aggregate_id),))
         change["operating_status"] = operating_status(word, row["health"])
+    if hasattr(event, "access"):
+        change["access"] = _access(event.access)
     if hasattr(event, "flavor"):
         change.update(_flavor(event.flavor))
     if hasattr(event, "failure"):
@@ -198,6 +205,10 @@ def _health(rows: Rows, stored: StoredEvent) -> None:
 
 def _flavor(flavor: Flavor) -> dict[str, Any]:
     return {"flavor_id": flavor.id, "flavor": flavor.name, "vcpus": flavor.vcpus, "ram": flavor.ram}
+
+
+def _access(access: Access | None) -> str | None:
+    return None if access is None else as_json(access)
 
 
 def _failure(failure: Any) -> str | None:

@@ -27,6 +27,14 @@ def _because(event: Any) -> str:
     return f" ({event.intervention.reason})" if event.intervention.reason else ""
 
 
+def _image(image_id: str | None) -> str:
+    return f"image {image_id}" if image_id else "the image of its datastore version"
+
+
+def _networks(access: Any) -> str:
+    return ", ".join(access.allowed_cidrs) or "nobody"
+
+
 _SENTENCES: dict[str, Callable[[Any], str]] = {
     "instance.InstanceRequested": lambda e: (
         f"{e.operation.actor} asked for the instance {e.name}: {e.datastore} {e.datastore_version}, flavor "
@@ -42,6 +50,20 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
         f"{e.operation.actor} asked to move the server to "
         f"{'host ' + e.target_host if e.target_host else 'another host'}."
     ),
+    "instance.RebuildRequested": lambda e: (
+        f"{e.operation.actor} asked to make the server anew from {_image(e.new_image_id)}."
+    ),
+    "instance.AccessUpdateRequested": lambda e: (
+        f"{e.operation.actor} asked that the database be {'public' if e.new_access.public else 'private'}, and "
+        f"reached by {_networks(e.new_access)}."
+    ),
+    "instance.ServerGroupCreated": lambda e: f"The server group {e.server_group_id} exists.",
+    "instance.SecurityGroupCreated": lambda e: f"The security group {e.security_group_id} exists; it lets nobody in.",
+    "instance.AccessRulesAdded": lambda e: f"The database can be reached by {_networks(e.access)}.",
+    "instance.AccessRulesRemoved": lambda e: f"The database can be reached by {_networks(e.access)}, and nobody else.",
+    "instance.ManagementPortCreated": lambda e: f"The port {e.management_port_id} of the guest agent exists.",
+    "instance.FloatingAddressCreated": lambda e: f"The database can be reached from outside, at {e.public_address}.",
+    "instance.ServerRebuilt": lambda e: f"The server was made anew from {_image(e.image_id)}.",
     "instance.StopRequested": _requested("to stop the instance"),
     "instance.StartRequested": _requested("to start the instance"),
     "instance.DeletionRequested": _requested("to delete the instance"),
@@ -81,9 +103,9 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
         "may still be carried out."
     ),
     "instance.SurplusRemoved": lambda e: (
-        f"Surplus volumes of unanswered calls were removed: {', '.join(e.removed)}."
+        f"What unanswered calls had made too many was removed: {', '.join(e.removed)}."
         if e.removed
-        else "No call that went unanswered has left a surplus volume."
+        else "No call that went unanswered has left anything too many."
     ),
     "quota.ReservationChanged": lambda e: (
         f"The quota holds {e.held.ram} MiB and {e.held.volumes} GiB for instance {e.instance_id}."

@@ -6,6 +6,7 @@ that was given. It decides nothing: whether the engine takes the command is told
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Self, TypedDict, Unpack
 from uuid import UUID, uuid4
@@ -13,7 +14,16 @@ from uuid import UUID, uuid4
 import msgspec
 
 from engine.broker import BrokerSettings
-from engine.client.arguments import SecretRef, databases, flavor_reference, identifier, present, users
+from engine.client.arguments import (
+    SecretRef,
+    access_of,
+    databases,
+    flavor_reference,
+    identifier,
+    networks,
+    present,
+    users,
+)
 from engine.client.connection import DEFAULT_URL, Connection
 from engine.client.context import Context, context_from
 from engine.client.errors import (
@@ -152,14 +162,14 @@ class TaskManager:
             backup_id=backup_id,
             availability_zone=availability_zone,
             root_password_ref=None if root_password is None else await self._reference(root_password),
-            nics=nics,
+            nics=networks(nics),
             overrides=overrides,
             slave_of_id=slave_of_id,
             cluster_config=cluster_config,
             volume_type=volume_type,
             modules=modules,
-            locality=locality,
-            access=access,
+            locality=locality or None,
+            access=None if not access else access_of(access),
             datastore_version=ds_version,
             keep_on_failure=keep_on_failure,
         )
@@ -193,6 +203,18 @@ class TaskManager:
     async def migrate(self, instance_id: UUID | str, host: str | None = None, **options: Unpack[Options]) -> Operation:
         """Move the server to another host."""
         return await self._send(identifier(instance_id), "migrate", present(host=host), options)
+
+    async def rebuild(
+        self, instance_id: UUID | str, image_id: str | None = None, **options: Unpack[Options]
+    ) -> Operation:
+        """Make the server anew, from the image if one is named; databases, users and data stay."""
+        return await self._send(identifier(instance_id), "rebuild", present(image_id=image_id), options)
+
+    async def update_access(
+        self, instance_id: UUID | str, access: Mapping[str, Any], **options: Unpack[Options]
+    ) -> Operation:
+        """Change who can reach the database: `is_public` or `public`, `allowed_cidrs`; what is left out stays."""
+        return await self._send(identifier(instance_id), "update_access", access_of(access), options)
 
     async def stop_instance(self, instance_id: UUID | str, **options: Unpack[Options]) -> Operation:
         """Stop the database and its server; the data stay."""
