@@ -13,12 +13,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from aggregates.effects import Access, Database, User
 
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Word = Annotated[str, Meta(min_length=1, max_length=255)]
+Limit = Annotated[int, Meta(ge=-1)] | None | UnsetType
 Size = Annotated[int, Meta(ge=1, le=65536)]
 
 
@@ -220,19 +221,23 @@ class AbandonOperation(OperationCommand, frozen=True, kw_only=True):
 
 
 class QuotaCommand(Command, frozen=True, kw_only=True):
-    """A command to a project's quota; the engine itself sends it, as what an instance's state owes."""
+    """A command to a project's quota. Those that reserve and release the engine itself sends."""
 
     kind: ClassVar[str] = "quota"
 
 
 class ReserveQuota(QuotaCommand, frozen=True, kw_only=True):
-    """Hold this much for the instance, in place of what is held for it now; refused when it does not fit."""
+    """Hold this much for the instance, in place of what is held for it now; refused when it does not fit.
+
+    `as_of`: the instance's version when it asked, so that what comes late replaces nothing newer.
+    """
 
     creates: ClassVar[bool] = True
 
     instance_id: UUID
     ram: Annotated[int, Meta(ge=0)]
     volumes: Annotated[int, Meta(ge=0)]
+    as_of: Annotated[int, Meta(ge=0)] = 0
 
 
 class ReleaseQuota(QuotaCommand, frozen=True, kw_only=True):
@@ -241,6 +246,36 @@ class ReleaseQuota(QuotaCommand, frozen=True, kw_only=True):
     creates: ClassVar[bool] = True
 
     instance_id: UUID
+
+
+class ReserveBackup(QuotaCommand, frozen=True, kw_only=True):
+    """Count the backup; refused when there are as many as there may be."""
+
+    creates: ClassVar[bool] = True
+
+    backup_id: UUID
+
+
+class ReleaseBackup(QuotaCommand, frozen=True, kw_only=True):
+    """Count the backup no more."""
+
+    creates: ClassVar[bool] = True
+
+    backup_id: UUID
+
+
+class SetQuota(QuotaCommand, frozen=True, kw_only=True):
+    """Set limits for the project: -1 is none, null the installation's default again, what is left out stays.
+
+    `ram` in MiB, `volumes` in GiB. What is held already is not taken back.
+    """
+
+    creates: ClassVar[bool] = True
+
+    instances: Limit = UNSET
+    ram: Limit = UNSET
+    volumes: Limit = UNSET
+    backups: Limit = UNSET
 
 
 COMMANDS: dict[tuple[str, str], type[Command]] = {
@@ -263,6 +298,9 @@ COMMANDS: dict[tuple[str, str], type[Command]] = {
         AbandonOperation,
         ReserveQuota,
         ReleaseQuota,
+        ReserveBackup,
+        ReleaseBackup,
+        SetQuota,
     )
 }
 

@@ -69,7 +69,7 @@ def _reserve(i: Instance, *, ram: int, volumes: int) -> SendCommand:
         kind="quota",
         aggregate_id=quota_id(i.project),
         command="reserve_quota",
-        args={"instance_id": str(i.id), "ram": ram, "volumes": volumes},
+        args={"instance_id": str(i.id), "ram": ram, "volumes": volumes, "as_of": i.entered},
     )
 
 

@@ -17,7 +17,7 @@ from aggregates.base import Failure, Intervention, Operation, Parked
 from aggregates.catalogue import Flavor
 from aggregates.effects import Access, Database, User
 from aggregates.instance import Instance
-from aggregates.quota import NOTHING, Held, Quota
+from aggregates.quota import NOTHING, Held, OwnLimits, Quota
 
 EVERY = 100  # versions between two snapshots of an aggregate
 
@@ -128,10 +128,14 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
 class QuotaSnapshot(Snapshot, frozen=True, kw_only=True):
     """A project's quota at one version."""
 
-    TOPIC: ClassVar[str] = "quota.Snapshot.1"
+    TOPIC: ClassVar[str] = "quota.Snapshot.2"
     of: ClassVar[type[Any]] = Quota
 
     held: dict[UUID, Held]
+    as_of: dict[UUID, int]
+    backups: set[UUID]
+    released: dict[UUID, datetime]
+    limits: OwnLimits
 
     def restore(self) -> Any:
         """The quota as it was, with the sum that follows from what is held."""

@@ -43,7 +43,7 @@ def test_a_created_instance_is_in_build_and_owes_its_quota() -> None:
         kind="quota",
         aggregate_id=quota_id("acme"),
         command="reserve_quota",
-        args={"instance_id": str(instance.id), "ram": 512, "volumes": 1},
+        args={"instance_id": str(instance.id), "ram": 512, "volumes": 1, "as_of": 1},
     )
 
 
