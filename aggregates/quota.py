@@ -14,7 +14,7 @@ from uuid import UUID
 import msgspec
 from eventsourcing.domain import Aggregate as LibraryAggregate
 
-from aggregates import base
+from aggregates import base, obligations
 from aggregates.base import Context, Refusal
 from aggregates.catalogue import Quota as Limits
 from aggregates.commands import Command, ReleaseBackup, ReleaseQuota, ReserveBackup, ReserveQuota, SetQuota
@@ -155,6 +155,8 @@ class Quota(LibraryAggregate):
     @classmethod
     def create(cls, quota_id: UUID, command: Command, context: Context) -> Quota:
         """Open the project's quota with its first command. Raises `Refusal`."""
+        if quota_id != obligations.quota_id(context.project):
+            raise Refusal("not_found", f"no quota {quota_id} in project {context.project}")
         quota = cls._create(
             QuotaOpened,
             id=quota_id,

@@ -51,7 +51,7 @@ class Rights(msgspec.Struct, frozen=True):
     replies: bool = False
 
 
-# Commands of the kind quota are the engine's own, as what an instance's state owes.
+# Commands of the kind quota are the engine's own, as what an instance's state owes; limits are the operator's to set.
 _PUBLISHES = (f"{PREFIX}.cmd.*.instance.*.*", f"{PREFIX}.qry.>")
 _WATCHES = (f"{PREFIX}.evt.>",)
 _DEAD = DEAD_LETTER_STREAM
@@ -63,6 +63,7 @@ USERS: dict[str, Rights] = {
     "operator": Rights(
         (
             *_PUBLISHES,
+            f"{PREFIX}.cmd.*.quota.*.set_quota",
             "$SRV.>",
             "$JS.API.INFO",
             "$JS.API.STREAM.INFO.*",

@@ -15,6 +15,7 @@ from uuid import UUID
 import msgspec
 
 from aggregates.effects import Access
+from aggregates.quota import OwnLimits
 from engine.messages import GuestStatus, Outcome, VolumeUse
 
 
@@ -223,11 +224,16 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QuotaAnswer(Answer, frozen=True, kw_only=True):
-    """What the project's instances hold together, and each of them (up to 1000)."""
+    """What the project holds together, and each of its instances (up to 1000).
+
+    `limits` are those that were set for the project; where they are None the catalogue's hold (`catalogue.get`).
+    """
 
     instances: int
     ram: int
     volumes: int
+    backups: int
+    limits: OwnLimits
     held: tuple[Holding, ...]
 
 

@@ -31,6 +31,12 @@ def _image(image_id: str | None) -> str:
     return f"image {image_id}" if image_id else "the image of its datastore version"
 
 
+def _limits(own: Any) -> str:
+    known = {"instances": own.instances, "ram": own.ram, "volumes": own.volumes, "backups": own.backups}
+    words = {name: "unlimited" if limit == -1 else str(limit) for name, limit in known.items() if limit is not None}
+    return ", ".join(f"{name} {word}" for name, word in words.items()) or "those of the installation"
+
+
 def _networks(access: Any) -> str:
     return ", ".join(access.allowed_cidrs) or "nobody"
 
@@ -110,6 +116,9 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
     "quota.ReservationChanged": lambda e: (
         f"The quota holds {e.held.ram} MiB and {e.held.volumes} GiB for instance {e.instance_id}."
     ),
+    "quota.BackupReserved": lambda e: f"The quota counts backup {e.backup_id}.",
+    "quota.BackupReleased": lambda e: f"The quota counts backup {e.backup_id} no more.",
+    "quota.LimitsSet": lambda e: f"{e.actor} set the project's limits: {_limits(e.limits)}.",
     "quota.ReservationReleased": lambda e: f"The quota holds nothing for instance {e.instance_id} any more.",
     "health.HealthWatched": lambda e: f"The heartbeats of instance {e.instance_id} are listened for.",
     "health.HealthChanged": lambda e: f"The health is {e.health} after {e.previous}: {e.reason}.",

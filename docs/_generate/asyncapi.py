@@ -34,12 +34,14 @@ from engine.messages import (
     GuestVerb,
     Heartbeat,
     PrepareArgs,
+    RebuildArgs,
     StartArgs,
     enrolment_subject,
 )
 
 VERBS: dict[GuestVerb, Any] = {
     GuestVerb.PREPARE: PrepareArgs,
+    GuestVerb.REBUILD: RebuildArgs,
     GuestVerb.STOP: None,
     GuestVerb.START: StartArgs,
     GuestVerb.RESTART: None,

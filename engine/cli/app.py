@@ -18,7 +18,7 @@ from typer import Abort
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from engine.cli import actions, clouds, connecting, creating, dead_letters, doctor, looking, services
+from engine.cli import actions, clouds, connecting, creating, dead_letters, doctor, looking, quotas, services
 from engine.cli.exits import EPILOG, Exit, exit_of
 from engine.cli.output import Output
 from engine.cli.session import Settings
@@ -123,6 +123,7 @@ actions.register(app)
 looking.register(app)
 connecting.register(app)
 dead_letters.register(app)
+quotas.register(app)
 doctor.register(app)
 clouds.register(app)
 services.register(app)

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
+from aggregates.obligations import quota_id
 from engine.broker import BrokerSettings
 from engine.client.arguments import (
     SecretRef,
@@ -224,6 +225,10 @@ class TaskManager:
         """Start a stopped instance."""
         return await self._send(identifier(instance_id), "start_instance", {}, options)
 
+    async def set_quota(self, limits: Mapping[str, int | None], **options: Unpack[Options]) -> Operation:
+        """Set limits of the project: -1 is none, None the installation's again. The broker lets only operators."""
+        return await self._send(str(quota_id(self.context.project)), "set_quota", limits, options, kind="quota")
+
     # --- the commands about an operation ----------------------------------------------------------------------------
     # Each returns the handle of the command itself; what comes of the operation is told by the operation's own.
     # Without `instance_id` the operation is looked up, which takes it to be in the read model already.
@@ -276,11 +281,13 @@ class TaskManager:
 
     # --- publishing -----------------------------------------------------------------------------------------------
 
-    async def _send(self, target: str, command: str, args: dict[str, Any], options: Options) -> Operation:
+    async def _send(
+        self, target: str, command: str, args: Mapping[str, Any], options: Options, *, kind: str | None = None
+    ) -> Operation:
         command_id = UUID(identifier(options.get("command_id") or uuid4()))
         envelope = CommandEnvelope(
             command_id=command_id,
-            args=args,
+            args=dict(args),
             actor=self.context.actor,
             issued_at=_zoned(options.get("issued_at") or utc_now()),
             expected_version=options.get("expected_version"),
@@ -293,7 +300,7 @@ class TaskManager:
             MSG_ID: message_id(project, command_id, body),
             REPLY_TO: await self.connection.expect_decision(str(command_id)),
         }
-        subject = str(CommandSubject(project, self.kind, target, command))
+        subject = str(CommandSubject(project, kind or self.kind, target, command))
         try:
             await self.connection.publish(subject, body, headers)
         except ClientError:

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from aggregates.base import Event, Lifecycled, Transitioned
-from aggregates.commands import ReleaseQuota, ReserveQuota
+from aggregates.commands import ReleaseBackup, ReleaseQuota, ReserveBackup, ReserveQuota, SetQuota
 from aggregates.health import Health, HealthStatus
 from aggregates.obligations import quota_id
 from aggregates.quota import Quota
@@ -36,6 +36,9 @@ def lived() -> list[Any]:
         pay(instance)
     quota = Quota.create(quota_id("acme"), ReserveQuota(instance_id=ID, ram=1, volumes=1), context())
     quota.execute(ReleaseQuota(instance_id=ID), context())
+    quota.execute(ReserveBackup(backup_id=UUID(int=2)), context())
+    quota.execute(ReleaseBackup(backup_id=UUID(int=2)), context())
+    quota.execute(SetQuota(instances=5, ram=-1), context())
     health = Health.watch(ID, project="acme", partition=7, at=NOON)
     health.observe(HealthStatus.DOWN, "no heartbeat for 31 s", at=NOON)
     health.forget(at=NOON)

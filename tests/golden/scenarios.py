@@ -16,7 +16,17 @@ import msgspec
 
 from aggregates.base import Context, Event, Failure
 from aggregates.catalogue import Catalogue
-from aggregates.commands import CreateInstance, DeleteInstance, ReleaseQuota, ReserveQuota, StopInstance, UpdateAccess
+from aggregates.commands import (
+    CreateInstance,
+    DeleteInstance,
+    ReleaseBackup,
+    ReleaseQuota,
+    ReserveBackup,
+    ReserveQuota,
+    SetQuota,
+    StopInstance,
+    UpdateAccess,
+)
 from aggregates.effects import Access, Database, User
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
@@ -357,6 +367,17 @@ def _quota() -> Sequence[Any]:
     return quota.collect_events()
 
 
+def _quota_set() -> Sequence[Any]:
+    first, second = uuid5(ID, "first"), uuid5(ID, "second")
+    quota = Quota.create(quota_id("acme"), SetQuota(instances=5, ram=-1), context())
+    quota.execute(ReserveQuota(instance_id=first, ram=512, volumes=1, as_of=3), context())
+    for backup in (first, second):
+        quota.execute(ReserveBackup(backup_id=backup), context())
+    quota.execute(ReleaseBackup(backup_id=second), context())
+    quota.execute(SetQuota(ram=None, backups=3), context())
+    return quota.collect_events()
+
+
 def _record(event: type[Event], **said: Any) -> Sequence[Any]:
     facts: dict[str, Any] = {
         "originator_id": record_id("acme", ID),
@@ -391,6 +412,7 @@ OTHERS: dict[str, Callable[[], Sequence[Any]]] = {
     "instance-long_life": _long_life,
     "health": _health,
     "quota": _quota,
+    "quota-set": _quota_set,
     "command-accepted": partial(_record, CommandAccepted, version=3),
     "command-rejected": partial(_record, CommandRejected, code="conflict", reason="another operation runs"),
 }
