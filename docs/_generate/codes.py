@@ -104,6 +104,10 @@ CODES: dict[str, tuple[str, str]] = {
     "database_silent": ("The database does not answer.", "Nothing: it is retried; else read its log."),
     "databases_unsupported": ("The datastore has no databases to create.", "Leave `databases` out."),
     "datastore_incomplete": ("The datastore is installed without a part that is needed.", "Install the whole."),
+    "data_missing": (
+        "A server was made anew, and where its volume is to be mounted there are no data.",
+        "See that the volume is mounted there, then retry the operation.",
+    ),
     "datastore_missing": ("The datastore is not on the guest's machine.", "Install it."),
     "datastore_unknown": ("There is no datastore of this name.", "Use one that the message names."),
     "deadline_exceeded": (
