@@ -13,11 +13,12 @@ from uuid import UUID
 import msgspec
 from eventsourcing.utils import register_topic
 
-from aggregates.base import Failure, Intervention, Operation, Parked
+from aggregates.base import Failure, Intervention, LastLook, Operation, Parked
 from aggregates.catalogue import Flavor
 from aggregates.effects import Database, User
 from aggregates.instance import Instance
 from aggregates.quota import NOTHING, Held, Quota
+from aggregates.resources import Resource
 
 EVERY = 100  # versions between two snapshots of an aggregate
 
@@ -68,7 +69,7 @@ _ENVELOPE = {"originator_id", "originator_version", "timestamp", "created_on"}
 class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     """An instance at one version."""
 
-    TOPIC: ClassVar[str] = "instance.Snapshot.2"
+    TOPIC: ClassVar[str] = "instance.Snapshot.3"
     of: ClassVar[type[Any]] = Instance
 
     state: str
@@ -77,11 +78,12 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     attempts: int
     retry_at: datetime | None
     parked: Parked | None
+    last_look: LastLook | None
     last_error: str | None
     intervention: Intervention | None
     unanswered_until: datetime | None
     overtaken: bool
-    server_gone: bool = False  # older snapshots do not say; the guest is then asked in vain
+    server_gone: bool
     failure: Failure | None
     name: str
     flavor: Flavor
@@ -108,6 +110,8 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     hard: bool
     removed: tuple[str, ...]
     left_behind: tuple[str, ...]
+    skipped: tuple[str, ...]
+    surplus: tuple[Resource, ...]
 
 
 class QuotaSnapshot(Snapshot, frozen=True, kw_only=True):

@@ -32,6 +32,7 @@ from engine.enrolment import Access, Enrolment
 from engine.guest.datastores.catalogue import KNOWN, available
 from engine.guests import Guests
 from engine.listening import Listening
+from engine.observer import OBSERVE_EVERY
 from engine.payer import GuestPort
 from engine.state import StateDirectory
 from engine.store import EventLog, EventStore, open_log, open_store, when_available
@@ -66,6 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     run_as: tuple[int, int] | None = None
     mount: bool = True
     in_flight: int = 64
+    observe_every: float = OBSERVE_EVERY
     durable_broker: bool = False
     guest_seed: Path | None = None
     cloud: str = LOCAL
@@ -192,7 +194,7 @@ class _Process:
         await require_durable(client.jetstream(), embedded=broker is not None, declared=settings.durable_broker)
         vault = Vault(self.state.vault)
         cloud, guests = self._cloud(client, broker, vault)
-        return Worker(client, store, cloud, guests, vault).run()
+        return Worker(client, store, cloud, guests, vault, observe_every=settings.observe_every).run()
 
     def _cloud(self, client: Client, broker: EmbeddedBroker | None, vault: Vault) -> tuple[Cloud, GuestPort]:
         settings = self._settings

@@ -62,7 +62,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "broker_unreachable": ("No broker took the connection in time.", "Start the broker, or correct the address."),
     "call_in_flight": (
-        "A worker ended while it called the cloud, and that call may still be carried out.",
+        "A call made before may still be carried out: a worker ended while it made it, or its answer is missing.",
         "Nothing: it is looked again, and called again when no call can be under way.",
     ),
     "cancelled": (
@@ -150,6 +150,10 @@ CODES: dict[str, tuple[str, str]] = {
     "no_valid_host": (
         "No host of the cloud has room for the server, or fits its group.",
         "Choose another flavor, zone or host, or give the cloud more room.",
+    ),
+    "not_carried_out": (
+        "A last look found that what no try has had answered did not come about.",
+        "Nothing: the operation fails, or is parked, with the words of the last try.",
     ),
     "not_decided": ("A command of the engine's own was not decided in time.", "Nothing: it is tried again."),
     "not_found": ("The project has nothing of this id.", "Correct id or project; a read model may be a moment behind."),

@@ -60,6 +60,12 @@ CloudConfig = Annotated[
     typer.Option("--cloud-config", help="File that says how OpenStack is used.", envvar="HOLDFAST_CLOUD_CONFIG"),
 ]
 InFlight = Annotated[int, typer.Option(help="Calls to the cloud at once.", min=1)]
+ObserveEvery = Annotated[
+    float,
+    typer.Option(
+        help="Seconds between two looks at all that the cloud holds, to find what is surplus; 0: none.", min=0
+    ),
+]
 RunAs = Annotated[str | None, typer.Option(help="user-id:group-id of the guests when started by root.")]
 JsonLog = Annotated[bool, typer.Option("--json-log", help="Log in JSON.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Log more.")]
@@ -103,6 +109,7 @@ def up(
     run_as: RunAs = None,
     mount: Annotated[bool, typer.Option(help="Under root, give volumes a hard limit by mounting images.")] = True,
     in_flight: InFlight = 64,
+    observe_every: ObserveEvery = 60.0,
     json_log: JsonLog = False,
     verbose: Verbose = False,
 ) -> None:
@@ -123,6 +130,7 @@ def up(
         run_as=_user(run_as),
         mount=mount,
         in_flight=in_flight,
+        observe_every=observe_every,
     )
     _run(service.run_up(settings))
 
@@ -142,6 +150,7 @@ def worker(
     cloud_config: CloudConfig = None,
     run_as: RunAs = None,
     in_flight: InFlight = 64,
+    observe_every: ObserveEvery = 60.0,
     json_log: JsonLog = False,
     verbose: Verbose = False,
 ) -> None:
@@ -159,6 +168,7 @@ def worker(
         cloud_config=cloud_config,
         run_as=_user(run_as),
         in_flight=in_flight,
+        observe_every=observe_every,
     )
     _run(service.run_worker(settings))
 

@@ -31,10 +31,11 @@ from tests.support.given import NOON, context
 class Core:
     """One instance in one engine, which can die and be started anew."""
 
-    def __init__(self, site: Site, directory: Path, instance_id: UUID) -> None:
+    def __init__(self, site: Site, directory: Path, instance_id: UUID, *, settler: type[Settler] = Settler) -> None:
         self._url = f"sqlite://{directory}/events.db"
         self._site = site
         self._instance_id = instance_id
+        self._settler = settler
         self._up = asyncio.Lock()  # held by whoever uses the engine, and while it is down
         self._store: EventStore
         self._hot: HotAggregates
@@ -48,7 +49,7 @@ class Core:
         self._hot = HotAggregates(self._store)
         self.cloud = SimulatedCloud(api=self._site.api)
         self._guests = SimulatedGuests(agents=self._site.agents)
-        settler = Settler(
+        settler = self._settler(
             self._store,
             self._hot,
             self._pay,
@@ -64,22 +65,24 @@ class Core:
         await self.cloud.close()
         await self._store.close()
 
-    async def dies_after(self, moment: asyncio.Event, seconds: float) -> None:
-        """Have it end so long after the moment, and another one go on in its place."""
+    async def dies_after(self, moment: asyncio.Event, seconds: float, away: float = 0.0) -> None:
+        """Have it end so long after the moment, and another one go on in its place when that has been `away`."""
         await moment.wait()
         await asyncio.sleep(seconds)
         async with self._up:
             await self.stop()
+            await asyncio.sleep(away)
             await self.start()
 
     def now(self) -> datetime:
         """The wall clock, which goes with the loop."""
         return NOON + timedelta(seconds=monotonic())
 
-    async def settled(self, command: InstanceCommand) -> Instance:
-        """The instance once the operation of the command has ended, or is parked."""
+    async def settled(self, command: InstanceCommand, within: float | None = None) -> Instance:
+        """The instance once the operation of the command, to be done in so many seconds, has ended or is parked."""
         async with self._up, self._hot.turn(self._instance_id) as turn:
-            asked = context(at=self.now(), catalogue=CATALOGUE)
+            deadline = None if within is None else self.now() + timedelta(seconds=within)
+            asked = context(at=self.now(), catalogue=CATALOGUE, deadline=deadline)
             if isinstance(command, CreateInstance):
                 turn.aggregate = Instance.create(self._instance_id, command, asked)
             else:
@@ -92,6 +95,10 @@ class Core:
                 return instance
             await asyncio.sleep(1.0)
 
+    async def names(self) -> list[str]:
+        """The names of the instance's events."""
+        return [type(event).__name__ for event in await self._store.events_of(self._instance_id)]
+
     async def _pay(self, effect: Effect, key: str) -> Mapping[str, Any]:
         if isinstance(effect, CloudEffect):
             return await self.cloud.pay(effect, key)
@@ -101,7 +108,7 @@ class Core:
 
     async def there(self, instance: Instance) -> dict[str, list[Any]]:
         """What the cloud holds, in the words of `says`. An instance in ERROR does not say whether its server is up."""
-        inventory = await self.cloud.inventory()
+        inventory = await self.cloud.contents()
         return {
             "ports": list(inventory["ports"]),
             "volumes": [(each["id"], each["size"]) for each in inventory["volumes"].values()],

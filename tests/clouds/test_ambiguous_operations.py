@@ -34,7 +34,7 @@ LASTING_GUEST_FAULTS = sorted(
 each_operation = pytest.mark.parametrize("name", OPERATIONS)
 
 
-def _life(name: str) -> tuple[InstanceCommand, ...]:
+def lives(name: str) -> tuple[InstanceCommand, ...]:
     """The shortest life with this operation, ended by it or by a deletion."""
     if name in ("create_instance", "delete_instance"):
         return CREATE, DELETE
@@ -69,7 +69,7 @@ def _lived(name: str, drawn: Drawn, *, guest_fault: str | None = None, **given: 
         site.agents.faults.draw = _once_each(guest_fault) if drawn.listening and guest_fault else None
 
     with directory() as path:
-        run(life(site, _life(name), path, begins=begins, **given), VirtualLoop())
+        run(life(site, lives(name), path, begins=begins, **given), VirtualLoop())
     return site
 
 
@@ -113,7 +113,7 @@ def test_every_call_of_every_operation_may_meet_every_fault(name: str) -> None:
 @each_operation
 def test_where_every_call_is_answered_nothing_is_noted_and_nothing_waited_for(name: str) -> None:
     with directory() as path:
-        ended = run(life(Site(), _life(name), path, begins=lambda _: None), VirtualLoop())
+        ended = run(life(Site(), lives(name), path, begins=lambda _: None), VirtualLoop())
     assert ended.unanswered_until is None
 
 

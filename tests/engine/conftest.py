@@ -70,7 +70,7 @@ class Engine:
 
     async def held(self) -> list[str]:
         """What the cloud holds, one word for each resource."""
-        inventory = await self.cloud.inventory()
+        inventory = await self.cloud.contents()
         return sorted(kind for kind, resources in inventory.items() for _ in resources)
 
     async def instance(self, instance_id: UUID) -> Any:

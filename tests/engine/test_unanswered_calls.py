@@ -59,7 +59,7 @@ async def test_a_volume_that_a_late_call_has_made_is_gone_when_the_create_is_don
     assert instance.status == "ACTIVE"
     assert cloud.cleared_at[0] >= instance.unanswered_until
     assert len(instance.removed) == 1
-    assert list((await engine.cloud.inventory())["volumes"]) == [instance.volume_id]
+    assert list((await engine.cloud.contents())["volumes"]) == [instance.volume_id]
     assert (await _names(engine, instance_id)).count("CallUnanswered") == 1
 
 

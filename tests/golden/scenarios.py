@@ -12,14 +12,16 @@ from functools import partial
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from aggregates.base import Context, Event, Failure
+from aggregates.base import Context, Event, Failure, Obligation
 from aggregates.commands import CreateInstance, DeleteInstance, ReleaseQuota, ReserveQuota, StopInstance
 from aggregates.effects import Database, User
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
+from aggregates.observation import note_removed, note_surplus
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
+from aggregates.resources import Resource, ResourceKind
 from tests.support.given import EXAMPLES, NOON, YIELDS, context, intervention, started
 
 ID = uuid5(NAMESPACE_URL, "holdfast:golden")
@@ -98,12 +100,23 @@ class Teller:
         """A fact beside the state."""
         self.instance.note(event, at=self._now(), **facts)
 
+    def see(self, note: Callable[..., None], resource: Resource) -> None:
+        """Something seen in the cloud is noted."""
+        note(self.instance, resource, at=self._now())
+
     def attempt(self, number: int) -> None:
         """What is owed fails in a way that may pass."""
         owed = self.instance.owes()
         assert owed is not None
         facts = {"attempt": number, "code": "timeout", "message": "no answer within 30 s", "retry_at": self._at + STEP}
         self.note("AttemptFailed", effect=owed.effect.type_name, **facts)
+
+    def doubt(self) -> None:
+        """The last try fails, and a call may yet be carried out."""
+        owed = self.instance.owes()
+        assert owed is not None
+        facts = {"code": "timeout", "message": "no answer within 30 s", "due_at": self._at + 60 * STEP}
+        self.note("LastLookDue", effect=owed.effect.type_name, **facts)
 
     def park(self) -> None:
         """What is owed cannot be paid."""
@@ -139,6 +152,10 @@ def outcomes() -> dict[str, Callable[[], Sequence[Any]]]:
             derived.update(_parkings(name, partial(_parked, name, cannot[0])))
         if can_fail and _undo(name, can_fail[-1]):
             derived.update(_parkings(f"{name}-undo", partial(_undo_parked, name, can_fail[-1])))
+        lasting = [state for state in operation.plan if _owed(name, state).effect.lasts]
+        if lasting:
+            derived[f"{name}-last_look_found"] = partial(_last_look, name, lasting[0], found=True)
+            derived[f"{name}-last_look_in_vain"] = partial(_last_look, name, lasting[0], found=False)
         if _reached(name, operation.plan[-1]).can("deletion_requested"):
             derived[f"{name}-deleted"] = partial(_deleted, name, operation.plan[-1])
     return derived
@@ -148,6 +165,12 @@ def _reached(name: str, state: str) -> Instance:
     teller = Teller(name)
     teller.until(state)
     return teller.instance
+
+
+def _owed(name: str, state: str) -> Obligation:
+    owed = _reached(name, state).owes()
+    assert owed is not None
+    return owed
 
 
 def _undo(name: str, state: str) -> bool:
@@ -177,6 +200,20 @@ def _deadline(name: str, state: str) -> Sequence[Any]:
     teller.until(state)
     teller.attempt(1)
     teller.fail("deadline_exceeded", "it was not done by then; last error: timeout: no answer within 30 s")
+    teller.settle()
+    return teller.events()
+
+
+def _last_look(name: str, state: str, *, found: bool) -> Sequence[Any]:
+    teller = Teller(name)
+    teller.until(state)
+    teller.attempt(1)
+    teller.doubt()
+    if not found and teller.instance.can("failed"):
+        teller.fail("timeout", "no answer within 30 s; looked at again when no call could act any longer")
+    elif not found:
+        teller.park()
+        return teller.events()
     teller.settle()
     return teller.events()
 
@@ -273,6 +310,29 @@ def _surplus() -> Sequence[Any]:
     return teller.events()
 
 
+def _deleted_while_off() -> Sequence[Any]:
+    teller = Teller("start_instance")
+    teller.command(DeleteInstance())
+    teller.settle()
+    return teller.events()
+
+
+def _observed() -> Sequence[Any]:
+    """A second volume, found and removed; and another, found after the delete and not gone yet."""
+    teller = Teller("create_instance")
+    teller.settle()
+    first, second = (
+        Resource(kind=ResourceKind.VOLUME, id=name, name=teller.instance.resource_name, status="available", size=1)
+        for name in ("volume-2", "volume-3")
+    )
+    teller.see(note_surplus, first)
+    teller.see(note_removed, first)
+    teller.command(DeleteInstance())
+    teller.settle()
+    teller.see(note_surplus, second)
+    return teller.events()
+
+
 def _long_life() -> Sequence[Any]:
     teller = Teller("create_instance")
     teller.settle()
@@ -324,7 +384,9 @@ OTHERS: dict[str, Callable[[], Sequence[Any]]] = {
     "create_instance-hindered": _hindered,
     "create_instance-late_outcome": _late,
     "create_instance-surplus": _surplus,
+    "start_instance-deleted_while_off": _deleted_while_off,
     "instance-long_life": _long_life,
+    "instance-observed": _observed,
     "health": _health,
     "quota": _quota,
     "command-accepted": partial(_record, CommandAccepted, version=3),

@@ -281,8 +281,8 @@ class CloudApi:
         """What is offered."""
         return self._catalogue
 
-    def list_ports(self, name: str) -> list[Port]:
-        """The ports of this name, oldest first."""
+    def list_ports(self, name: str | None = None) -> list[Port]:
+        """The ports of this name, or all, oldest first."""
         return self._ports.named(name, self._age)
 
     def get_port(self, id: str) -> Port:  # noqa: A002 - the clouds' own word

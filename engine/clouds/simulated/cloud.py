@@ -7,7 +7,7 @@ are open at once. What a lost answer hides is seen by the next payment's look, o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 from aggregates import effects
 from aggregates.catalogue import Catalogue
 from aggregates.effects import CloudEffect
+from aggregates.resources import Resource, ResourceKind
 from engine import crash_points
 from engine.clock import monotonic
 from engine.clouds.errors import sort_error
@@ -28,8 +29,10 @@ from engine.clouds.port import (
     TransientError,
     UnknownOutcomeError,
     check_alone,
+    check_may_change,
     check_permit,
     knows,
+    refuse_stranger,
 )
 from engine.clouds.simulated.api import (
     CATALOGUE,
@@ -43,6 +46,7 @@ from engine.clouds.simulated.api import (
 )
 from engine.clouds.simulated.failures import Failures
 from engine.clouds.simulated.faults import LATEST, STALEST, Call
+from engine.clouds.simulated.inventory import resources
 from engine.clouds.turns import Turns
 
 DEADLINE = 30.0  # seconds that a call may take
@@ -101,8 +105,14 @@ class SimulatedCloud:
         self._offered = offered
         return offered
 
-    async def inventory(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Everything there is, by kind and id."""
+    async def inventory(self) -> Sequence[Resource]:
+        """All that the cloud holds, as its lists say."""
+        return resources(
+            await self._call("list_servers"), await self._call("list_ports"), await self._call("list_volumes")
+        )
+
+    async def contents(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Everything there is, by kind and id, past all faults: for tests."""
         return await self.api.inventory()
 
     @property
@@ -137,6 +147,8 @@ class SimulatedCloud:
                 return await self._ensure_server(effect, key)
             case effects.ServerAbsent():
                 return await self._server_absent(effect, key)
+            case effects.ResourceAbsent():
+                return await self._resource_absent(effect, key)
         return await self._change_server(effect, key)
 
     # --- calls ----------------------------------------------------------------------------------------------------
@@ -147,6 +159,7 @@ class SimulatedCloud:
 
     async def _change(self, key: str, call: str, /, **args: Any) -> Any:
         """A call that makes or changes something."""
+        check_may_change()
         return await self._send(Call(name=call, args=args, request_id=key, caller=self._caller), changes=True)
 
     async def _send(self, call: Call, *, changes: bool) -> Any:
@@ -236,11 +249,14 @@ class SimulatedCloud:
 
     async def _port_absent(self, effect: effects.PortAbsent, key: str) -> Facts:
         for port_id in await self._ids("list_ports", effect.name, effect.port_id):
-            port = await self._present("get_port", port_id)
-            if port is not None:
-                _refuse_in_use("port", port_id, port.server_id)
-                await self._remove(key, "delete_port", port_id)
+            await self._remove_port(port_id, key)
         return {}
+
+    async def _remove_port(self, port_id: str, key: str) -> None:
+        port: Port | None = await self._present("get_port", port_id)
+        if port is not None:
+            _refuse_in_use("port", port_id, port.server_id)
+            await self._remove(key, "delete_port", port_id)
 
     async def _pay_credentials(self, effect: effects.EnsureCredentials | effects.CredentialsAbsent, key: str) -> Facts:
         name = str(effect.instance_id)
@@ -349,13 +365,16 @@ class SimulatedCloud:
 
     async def _server_absent(self, effect: effects.ServerAbsent, key: str) -> Facts:
         for server_id in await self._ids("list_servers", effect.name, effect.server_id):
-            server: Server | None = await self._present("get_server", server_id)
-            if server is None:
-                continue
-            if server.task != "deleting":
-                await self._remove(key, "delete_server", server_id)
-            await self._until_gone("server", self._servers, server_id)
+            await self._remove_server(server_id, key)
         return {}
+
+    async def _remove_server(self, server_id: str, key: str) -> None:
+        server: Server | None = await self._present("get_server", server_id)
+        if server is None:
+            return
+        if server.task != "deleting":
+            await self._remove(key, "delete_server", server_id)
+        await self._until_gone("server", self._servers, server_id)
 
     async def _change_server(self, effect: CloudEffect, key: str) -> Facts:
         match effect:
@@ -394,7 +413,11 @@ class SimulatedCloud:
             passed = monotonic() - begun
             error.retry_after = max(error.retry_after, self.latest_effect.total_seconds() - passed)
             raise
-        return await self._idle_server(server_id)
+        try:
+            return await self._idle_server(server_id)
+        except TransientError as error:
+            # It was told, and may be doing it still.
+            raise UnknownOutcomeError(error.code, error.message, retry_after=error.retry_after) from error
 
     async def _reboot(self, effect: effects.RebootServer, key: str) -> None:
         server = await self._idle_server(effect.server_id)
@@ -432,6 +455,19 @@ class SimulatedCloud:
             )
 
     # --- absence --------------------------------------------------------------------------------------------------
+
+    async def _resource_absent(self, effect: effects.ResourceAbsent, key: str) -> Facts:
+        found = await self._present(f"get_{effect.kind}", effect.resource_id)
+        if found is None:
+            return {}
+        refuse_stranger(effect, found.name)
+        remove = {
+            ResourceKind.SERVER: self._remove_server,
+            ResourceKind.PORT: self._remove_port,
+            ResourceKind.VOLUME: self._remove_volume,
+        }
+        await remove[effect.kind](effect.resource_id, key)
+        return {}
 
     async def _ids(self, listing: str, name: str, recorded: str | None) -> Iterable[str]:
         """What is to be gone: all of the name, and what is recorded, which a list may not show."""
