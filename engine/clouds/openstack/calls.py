@@ -18,7 +18,7 @@ from engine import crash_points
 from engine.clock import monotonic
 from engine.clouds.openstack.answers import sort_answer
 from engine.clouds.openstack.config import Timing
-from engine.clouds.port import FinalError, TransientError, check_permit, only_waits
+from engine.clouds.port import FinalError, TransientError, check_may_change, check_permit, only_waits
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -99,7 +99,8 @@ class Service(Generic[P]):
         return await self._patiently(name, call, changes=False)
 
     async def change(self, name: str, call: Callable[[P], T]) -> T:
-        """A call that makes or changes something, in one request."""
+        """A call that makes or changes something, in one request. Raises `FinalError` where only looks are allowed."""
+        check_may_change()
         return await self._patiently(name, call, changes=True)
 
     async def present(self, name: str, call: Callable[[P], T]) -> T | None:

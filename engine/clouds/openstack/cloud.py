@@ -6,14 +6,15 @@ answer hides is seen by the next payment's look. Nothing is kept in this process
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 
 from aggregates import effects
 from aggregates.catalogue import Catalogue, Datastore
 from aggregates.effects import CloudEffect
-from engine.clouds.openstack import connection
+from aggregates.resources import Resource, ResourceKind
+from engine.clouds.openstack import connection, inventory, marks
 from engine.clouds.openstack.access import Addresses, Groups
 from engine.clouds.openstack.actions import Actions
 from engine.clouds.openstack.attachments import Attachments
@@ -26,7 +27,7 @@ from engine.clouds.openstack.ports import Ports
 from engine.clouds.openstack.server_groups import ServerGroups
 from engine.clouds.openstack.servers import Servers
 from engine.clouds.openstack.volumes import Volumes
-from engine.clouds.port import Facts, FinalError
+from engine.clouds.port import Facts, FinalError, check_may_change, refuse_stranger
 from engine.clouds.turns import Turns
 from engine.enrolment import MachineCredentials
 
@@ -43,6 +44,7 @@ class OpenStackCloud:
         nova = Service("nova", calls, connection.nova)
         cinder = Service("cinder", calls, connection.cinder)
         network = Network(Service("neutron", calls, connection.neutron))
+        self._nova, self._cinder, self._neutron = nova, cinder, network.service
         patience = config.timing.built
         self._servers = Servers(nova, config.servers, patience=patience)
         self._actions = Actions(nova, self._servers, config.timing.latest_effect)
@@ -70,13 +72,18 @@ class OpenStackCloud:
         """What the cloud offers now."""
         return await self._offers.now()
 
-    async def pay(self, effect: CloudEffect, key: str) -> Facts:
+    async def inventory(self) -> Sequence[Resource]:
+        """All that the project has of servers, ports and volumes."""
+        return await inventory.resources(self._nova, self._neutron, self._cinder)
+
+    async def pay(self, effect: CloudEffect, key: str) -> Facts:  # noqa: PLR0911 - a table
         """Make the effect true. Raises `TransientError` or `FinalError`."""
         match effect:
             case effects.EnsureCredentials():
                 await self._enrolment.ensure(effect.instance_id)
                 return {}
             case effects.CredentialsAbsent():
+                check_may_change()  # whether they are accepted is not told
                 await self._enrolment.revoke(effect.instance_id)
                 return {}
             case effects.SurplusAbsent():
@@ -88,6 +95,8 @@ class OpenStackCloud:
             case effects.EnsureServerGroup():
                 async with self._making.take(f"{effect.type_name} {effect.name}"):
                     return await self._server_groups.ensure(effect)
+            case effects.ResourceAbsent():
+                return await self._resource_absent(effect)
         paid = await self._network(effect)
         if paid is None:
             paid = await self._storage(effect)
@@ -180,6 +189,35 @@ class OpenStackCloud:
 
     async def _has_server(self, server_id: str) -> bool:
         return await self._servers.get(server_id) is not None
+
+    async def _resource_absent(self, effect: effects.ResourceAbsent) -> Facts:
+        """By its id, if it still bears the name and our mark."""
+        found = await self._marked(effect)
+        if found is None:
+            return {}
+        name, mine = found
+        refuse_stranger(effect, name if mine else None)
+        match effect.kind:
+            case ResourceKind.SERVER:
+                await self._servers.remove(effect.resource_id)
+            case ResourceKind.PORT:
+                await self._ports.remove(effect.resource_id)
+            case ResourceKind.VOLUME:
+                await self._volumes.remove(effect.resource_id)
+        return {}
+
+    async def _marked(self, effect: effects.ResourceAbsent) -> tuple[str, bool] | None:
+        """Its name, and whether it is ours; None when it is not there."""
+        match effect.kind:
+            case ResourceKind.SERVER:
+                server = await self._servers.get(effect.resource_id)
+                return None if server is None else (server.name, marks.in_metadata(effect.instance_id, server.metadata))
+            case ResourceKind.PORT:
+                port = await self._ports.get(effect.resource_id)
+                return None if port is None else (port.name, marks.in_description(effect.instance_id, port.description))
+            case ResourceKind.VOLUME:
+                volume = await self._volumes.get(effect.resource_id)
+                return None if volume is None else (volume.name, marks.in_metadata(effect.instance_id, volume.metadata))
 
     async def _surplus_absent(self, effect: effects.SurplusAbsent) -> Facts:
         holders = await self._ports.holders(effect.name, effect.instance_id)

@@ -44,7 +44,7 @@ class Ports:
         named = await self._named(effect.name)
         ids = {port.id for port in named if marks.in_description(effect.instance_id, port.description)}
         for port_id in sorted(ids | ({effect.port_id} if effect.port_id else set())):
-            await self._remove(port_id)
+            await self.remove(port_id)
         return {}
 
     async def ensure_group(self, effect: effects.EnsurePortGroup) -> Facts:
@@ -138,7 +138,8 @@ class Ports:
             lambda neutron: neutron.update_port(port.id, if_revision=revision, security_group_ids=groups),
         )
 
-    async def _remove(self, port_id: str) -> None:
+    async def remove(self, port_id: str) -> None:
+        """There is no such port any more. Raises `TransientError` while a server has it."""
         port = await self.get(port_id)
         if port is None:
             return

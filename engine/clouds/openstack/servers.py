@@ -19,7 +19,7 @@ from engine.clouds.port import Facts, FinalError, TransientError
 
 # The last version whose servers show the id of their flavor; later ones show what it was when the server was made.
 READ = "2.46"
-_GONE = frozenset({"DELETED", "SOFT_DELETED"})
+GONE = frozenset({"DELETED", "SOFT_DELETED"})
 
 
 class Servers:
