@@ -76,6 +76,10 @@ CODES: dict[str, tuple[str, str]] = {
     "cannot_mount": ("The local cloud may not mount the volume.", "Run it as root, or leave the limit of size off."),
     "cloud_busy": ("The cloud takes no more calls for now.", "Nothing: it is tried again when the cloud says."),
     "cloud_error": ("The cloud refused or broke; the message is its own.", "Read the message."),
+    "cloud_forbidden": (
+        "The cloud does not let the engine's user do that.",
+        "Give it [the right](../how-to/give-holdfast-its-rights-on-openstack.md).",
+    ),
     "cloud_misconfigured": (
         "The cloud's configuration names what the cloud has not, or its credentials are incomplete.",
         "Correct the configuration: `holdfast cloud check` says what is missing.",

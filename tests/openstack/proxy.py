@@ -25,6 +25,7 @@ class Door(StrEnum):
     CUT = "cut"  # the connection breaks, and nothing was carried out
     BUSY = "busy"  # 429, with Retry-After
     FAILS = "fails"  # 503 after it was carried out
+    NEVER = "never"  # it is carried out, and no answer comes while the connection stays
     AMENDED = "amended"  # it goes through, changed
 
 
@@ -125,6 +126,9 @@ class Proxy:
             plan.amend(changed)
             body = json.dumps(changed).encode()
         answer = await self._ask(head, body)
+        if door is Door.NEVER:
+            self._saw(method, path, 0)
+            await asyncio.Event().wait()
         if door is Door.ANSWER_LOST:
             self._saw(method, path, 0)
             return False

@@ -26,8 +26,7 @@ class Networks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tenant: Name
     """The network of an instance's port: tenants reach their databases in it."""
     management: Name | None = None
-    """A second network of every server, by which agents reach the broker. Nova makes that port, and deletes it with the
-    server."""
+    """A second network of every server, by which its agent reaches the broker."""
     external: Name | None = None
     """The network that floating addresses are taken from; without one, no instance can be public."""
     security_groups: tuple[Name, ...] = ()
