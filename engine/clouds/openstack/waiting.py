@@ -17,11 +17,22 @@ WHOLE = 10  # every so many lists is one of everything: what a list of changes d
 
 
 class Resource(Protocol):
-    """What can be waited for."""
+    """What can be waited for: when it was made and last changed, by the cloud's clock."""
 
-    id: str
-    updated_at: str | None
-    created_at: str | None
+    @property
+    def id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def created_at(self) -> str | None:
+        """When it was made."""
+        ...
+
+    @property
+    def updated_at(self) -> str | None:
+        """When it was changed."""
+        ...
 
 
 R = TypeVar("R", bound=Resource)
