@@ -107,7 +107,7 @@ def test_all_is_listed_only_now_and_then_else_what_has_changed() -> None:
         watch = _watch(nova)
         await watch.until(nova.build("new"), lambda it: it.status == "ACTIVE")
         nova.delete("old-7")
-        await watch.until_gone("old-7")
+        assert await watch.until_gone("old-7", lambda it: it.status == "ERROR") is None
         return nova
 
     told = run(wait(), VirtualLoop()).told

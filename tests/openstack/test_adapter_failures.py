@@ -186,7 +186,8 @@ async def test_an_attachment_that_breaks_is_told_and_tried_again(
 
 
 @pytest.mark.parametrize(
-    ("fails", "effect"), [("reboot", lambda i: i.reboot(hard=True)), ("resize", lambda i: i.resize("lab.small"))]
+    ("fails", "effect"),
+    [("power_off", Instance.stop), ("spawn", Instance.rebuild), ("resize", lambda i: i.resize("lab.small"))],
 )
 async def test_an_action_that_breaks_is_told_in_novas_words(
     instance: Instance, admin: Connection, fails: str, effect: Callable[[Instance], Any]
@@ -213,7 +214,11 @@ async def test_a_volume_that_cannot_be_deleted_says_so(instance: Instance, admin
     with pytest.raises(PayError) as raised:
         await instance.pay(instance.no_volume())
     assert "error_deleting" in raised.value.message
+    with pytest.raises(FinalError) as again:
+        await instance.pay(instance.no_volume())
+    assert f"openstack volume set --state error {volume_id}" in again.value.message
     admin.block_storage.delete_volume_metadata(volume_id, ["lab:fail"])
+    admin.block_storage.reset_volume_status(volume_id, "error")
     await instance.pay(instance.no_volume())
     assert holdings(admin, str(instance.id)) == []
 
@@ -251,6 +256,7 @@ async def test_a_cloud_that_takes_no_more_calls_is_obeyed_by_all(
 ) -> None:
     network = through.at["network"]
     others = [Instance(service, instance.cloud) for _ in range(5)]
+    network.retry_after = 4.0
     network.plan("GET", r"/ports", Door.BUSY)
     try:
         await asyncio.gather(*(each.pay(each.port()) for each in others))
@@ -260,8 +266,8 @@ async def test_a_cloud_that_takes_no_more_calls_is_obeyed_by_all(
     refused = [each for each in network.seen if each.status == 429]
     first = min(each.at for each in refused)
     assert len(refused) == 1
-    during = [each for each in network.seen if first + 0.2 < each.at < first + 1.0]
-    assert during == []
+    during = [each for each in network.seen if first < each.at < first + network.retry_after]
+    assert len(during) < len(others)  # no more than what was on its way
     assert len(network.changes()) == len(others)
 
 
@@ -287,7 +293,8 @@ async def test_a_token_that_has_expired_is_renewed(instance: Instance, admin: Co
     admin.identity.delete("/auth/tokens", headers={"X-Subject-Token": token})
     soon(lambda: admin.identity.head("/auth/tokens", headers={"X-Subject-Token": token}).status_code == 404)
     await instance.pay(instance.volume())
-    assert [each.status for each in through.at["block_storage"].seen].count(401) <= 1
+    refused = [each for each in through.at["block_storage"].seen if each.changes and each.status == 401]
+    assert len(refused) <= 1
 
 
 async def test_credentials_that_are_refused_are_told(service: Connection, through: Doors) -> None:

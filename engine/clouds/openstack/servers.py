@@ -96,7 +96,9 @@ class Servers:
             await self._nova.remove("force_delete_server", lambda nova: nova.delete_server(server_id, force=True))
         elif server.task_state != "deleting":
             await self._nova.remove("delete_server", lambda nova: nova.delete_server(server_id))
-        await self.watch.until_gone(server_id)
+        left = await self.watch.until_gone(server_id, lambda each: each.status == "ERROR" and each.task_state is None)
+        if left is not None:
+            raise await self.fault(left, "delete")
 
     async def fault(self, server: Server, action: str | None = None) -> FinalError:
         """Why the server is broken, or why an action has failed, in the cloud's words."""

@@ -95,13 +95,21 @@ class Volumes:
         volume = await self.get(volume_id)
         if volume is None:
             return
+        if volume.status == "error_deleting":
+            raise FinalError(
+                "cloud_error",
+                f"volume {volume_id} is in status error_deleting{await self._why(volume_id)}; Cinder takes no other try before "
+                f"an administrator has reset it: openstack volume set --state error {volume_id}",
+            )
         if volume.status != "deleting":
             volume = await self._watch.until(volume, lambda each: _is_over(each) or each.status == "deleting")
             if volume.attachments:
                 holder = volume.attachments[0]["server_id"]
                 raise TransientError("in_use", f"server {holder} has volume {volume_id}; delete the server first")
             await self._cinder.remove("delete_volume", lambda cinder: cinder.delete_volume(volume_id))
-        await self._watch.until_gone(volume_id)
+        left = await self._watch.until_gone(volume_id, lambda each: each.status.startswith(_BROKEN))
+        if left is not None:
+            raise await self._broken(left)
 
     async def at_rest(self, volume_id: str) -> Volume:
         """The volume once nothing is done with it. Raises `FinalError` when it is broken, or is not there."""
@@ -119,8 +127,11 @@ class Volumes:
     async def _at_rest(self, volume: Volume) -> Volume:
         now = await self._watch.until(volume, _is_over)
         if now.status not in _AT_REST:
-            raise FinalError("cloud_error", f"volume {now.id} is in status {now.status}{await self._why(now.id)}")
+            raise await self._broken(now)
         return now
+
+    async def _broken(self, volume: Volume) -> FinalError:
+        return FinalError("cloud_error", f"volume {volume.id} is in status {volume.status}{await self._why(volume.id)}")
 
     async def _why(self, volume_id: str) -> str:
         """What Cinder tells users of its last failure with the volume."""

@@ -77,11 +77,12 @@ class Watch(Generic[R]):
             raise TransientError("not_found", f"{self._kind} {now.id} has gone while it was waited for")
         return found
 
-    async def until_gone(self, resource_id: str) -> None:
-        """Return when there is no such resource. Raises when it stays for too long."""
+    async def until_gone(self, resource_id: str, failed: Callable[[R], bool]) -> R | None:
+        """None when there is no such resource; the resource when its removal has failed. Raises when neither comes."""
         async with self._patiently(f"{self._kind} {resource_id} was not gone"):
-            while (found := await self._get(resource_id)) is not None:
-                await self._news(found, lambda seen: seen is None)
+            while (found := await self._get(resource_id)) is not None and not failed(found):
+                await self._news(found, lambda seen: seen is None or failed(seen))
+        return found
 
     async def _news(self, found: R, over: Callable[[R | None], bool]) -> None:
         self._seen[found.id] = found
