@@ -75,6 +75,7 @@ _WORDS = (
     ("dict", "table"),
     ("tuple", "list of texts"),
     ("float", "seconds"),
+    ("bool", "yes or no"),
     ("int", "number"),
     ("str", "text"),
 )
@@ -88,4 +89,6 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
         return "none"
     if isinstance(default, tuple):
         return code("[" + ", ".join(f'"{each}"' for each in default) + "]")
+    if isinstance(default, bool):
+        return code(str(default).lower())
     return code(f"{default:g}" if isinstance(default, float) else default)

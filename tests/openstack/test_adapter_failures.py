@@ -430,6 +430,17 @@ async def test_what_was_made_twice_is_removed_but_for_what_is_recorded(
     }
 
 
+async def test_a_port_gets_a_dns_name_where_it_is_to(service: Connection, admin: Connection, through: Doors) -> None:
+    config = configured(service, networks=Networks(tenant="lab-net", dns=True))
+    async with adapter(config, through) as cloud:
+        named = Instance(service, cloud)
+        try:
+            await named.pay(named.port())
+            assert service.network.get_port(named.facts["port_id"]).dns_name == named.name
+        finally:
+            remove(admin, str(named.id))
+
+
 async def test_a_server_that_boots_from_a_volume_goes_with_it(
     service: Connection, admin: Connection, through: Doors
 ) -> None:

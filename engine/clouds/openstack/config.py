@@ -29,6 +29,9 @@ class Networks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A second network of every server, by which its agent reaches the broker."""
     external: Name | None = None
     """The network that floating addresses are taken from; without one, no instance can be public."""
+    dns: bool = False
+    """Whether the tenants' port, and by it a floating address, gets its name as a DNS name. Neutron publishes it in
+    Designate where the network has a domain, and takes it back with the port."""
     security_groups: tuple[Name, ...] = ()
     """Security groups, by name or id, that every port has besides its instance's own."""
 

@@ -29,7 +29,8 @@ class Ports:
         """There is the port by which tenants reach the database."""
         groups = () if effect.security_group_id is None else (effect.security_group_id,)
         network = effect.network or self._config.tenant
-        port = await self._ensured(effect, network, port_mac(effect.instance_id), groups)
+        named = {"dns_name": effect.name} if self._config.dns else {}
+        port = await self._ensured(effect, network, port_mac(effect.instance_id), groups, **named)
         return {"port_id": port.id, "address": port.fixed_ips[0]["ip_address"] if port.fixed_ips else ""}
 
     async def ensure_management(self, effect: effects.EnsureManagementPort) -> Facts:
@@ -85,6 +86,7 @@ class Ports:
         network: str,
         mac: str,
         groups: Iterable[str],
+        **more: str,
     ) -> Port:
         port = await self._found(effect.instance_id, effect.name)
         if port is not None:
@@ -97,6 +99,7 @@ class Ports:
             "mac_address": mac,
             "network_id": network_id,
             **await self._network.tagged(effect.instance_id, effect.project),
+            **more,
         }
         if security_groups := [*groups, *besides]:
             wanted["security_group_ids"] = security_groups

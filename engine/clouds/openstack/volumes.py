@@ -96,10 +96,11 @@ class Volumes:
         if volume is None:
             return
         if volume.status == "error_deleting":
+            broken = await self._broken(volume)
             raise FinalError(
-                "cloud_error",
-                f"volume {volume_id} is in status error_deleting{await self._why(volume_id)}; Cinder takes no other try before "
-                f"an administrator has reset it: openstack volume set --state error {volume_id}",
+                broken.code,
+                f"{broken.message}; Cinder takes no other try before an administrator has reset it: "
+                f"openstack volume set --state error {volume_id}",
             )
         if volume.status != "deleting":
             volume = await self._watch.until(volume, lambda each: _is_over(each) or each.status == "deleting")
