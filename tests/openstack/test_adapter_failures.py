@@ -230,7 +230,7 @@ async def test_a_volume_that_cannot_be_deleted_says_so(instance: Instance, admin
 async def test_a_service_that_is_down_is_transient_and_paid_when_it_is_back(
     instance: Instance, through: Doors, service_name: str, effect: Callable[[Instance], Any]
 ) -> None:
-    await instance.cloud.start()
+    await instance.cloud.catalogue()
     await through.at[service_name].close()
     with pytest.raises(TransientError) as raised:
         await instance.pay(effect(instance))
@@ -301,7 +301,7 @@ async def test_credentials_that_are_refused_are_told(service: Connection, throug
     through.password = "wrong"
     async with adapter(configured(service), through) as cloud:
         with pytest.raises(PayError) as raised:
-            await cloud.start()
+            await cloud.catalogue()
     assert raised.value.code == "cloud_unauthorised"
     assert "wrong" not in raised.value.message
 

@@ -59,8 +59,7 @@ class OpenStackCloud:
         self._making: Turns[str] = Turns()
 
     async def start(self) -> None:
-        """See that the cloud can be reached and takes our credentials. Raises `PayError`."""
-        await self._offers.hosts()
+        """Nothing is to be taken up: a cloud that cannot be reached is waited for by whoever asks it."""
 
     async def close(self) -> None:
         """Stop waiting, and let go of connections."""
