@@ -85,10 +85,14 @@ def test_a_connection_that_breaks_leaves_a_change_unknown(serve: Served) -> None
 
 
 def test_an_answer_that_does_not_come_leaves_a_change_unknown() -> None:
-    answered = threading.Event()
-    with _service(lambda _: answered.wait(10) and None) as url:
+    asked = threading.Event()
+
+    def wait(_: socket.socket) -> None:
+        asked.wait(10)
+
+    with _service(wait) as url:
         error = _asked(url)
-        answered.set()
+        asked.set()
     assert (type(error), error.code) == (UnknownOutcomeError, "cloud_timeout")
 
 

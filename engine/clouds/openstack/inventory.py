@@ -18,7 +18,8 @@ from engine.clouds.openstack.servers import GONE, host_of, listed
 async def resources(nova: Service[Nova], neutron: Service[Neutron], cinder: Service[Cinder]) -> list[Resource]:
     """All that the project has of each, one list after the other."""
     servers = await nova.look("list_servers", listed)
-    ports = await neutron.look("list_ports", lambda it: list(it.ports()))
+    # An administrator would be shown the ports of all projects.
+    ports = await neutron.look("list_ports", lambda it: list(it.ports(project_id=it.get_project_id())))
     volumes = await cinder.look("list_volumes", lambda it: list(it.volumes()))
     return [
         *(_server(each) for each in servers if each.status not in GONE),

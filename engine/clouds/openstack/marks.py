@@ -69,27 +69,3 @@ def ours(kind: str, name: str, found: Iterable[R], is_ours: Callable[[R], bool])
             f"there is a {kind} {name} that Holdfast has not made ({ids}): rename or remove it, then try again",
         )
     return marked
-
-
-def instance_in_metadata(found: Mapping[str, str] | None) -> UUID | None:
-    """The instance whose mark the metadata bear."""
-    return _instance((found or {}).get(INSTANCE))
-
-
-def instance_in_description(found: str | None) -> UUID | None:
-    """The instance whose mark the description is."""
-    name, _, value = (found or "").partition("=")
-    return _instance(value) if name == INSTANCE else None
-
-
-def project_in_tags(found: Iterable[str] | None) -> str | None:
-    """The project that a tag names."""
-    named = (each.partition("=") for each in found or ())
-    return next((value for name, _, value in named if name == PROJECT), None)
-
-
-def _instance(told: str | None) -> UUID | None:
-    try:
-        return UUID(told or "")
-    except ValueError:
-        return None
