@@ -193,7 +193,7 @@ class Instance:
     def server(self, **given: Any) -> effects.EnsureServer:
         settings: dict[str, Any] = {
             "flavor_id": self.flavor("lab.tiny"),
-            "port_id": self.facts["port_id"],
+            "port_id": self.facts.get("port_id", ""),
             "management_port_id": None,
             "server_group_id": self.facts.get("server_group_id"),
             "image_id": None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from aggregates import effects
 from engine.clouds.fences import port_mac
 from engine.clouds.openstack import OpenStackCloud
 from engine.clouds.openstack.config import Networks, Servers, Timing
+from engine.clouds.poller import SHORTEST
 from engine.clouds.port import FinalError, PayError, TransientError, UnknownOutcomeError
 from tests.openstack.adapter import Doors, Instance, adapter, configured, doors, with_metadata
 from tests.openstack.ledger import holdings, remove
@@ -249,6 +251,24 @@ async def test_a_service_that_goes_down_while_a_server_is_waited_for_is_waited_f
     compute.plan("GET", "changes-since", Door.CUT, times=3)
     await instance.pay(instance.server())
     assert [each.status for each in compute.seen].count(0) == 3
+
+
+async def test_many_servers_are_waited_for_by_the_lists_of_one(
+    instance: Instance, admin: Connection, service: Connection, through: Doors
+) -> None:
+    compute = through.at["compute"]
+    built = [Instance(service, instance.cloud) for _ in range(5)]
+    compute.amend("POST", r"/servers$", with_metadata("server", lab__delay="5"), times=len(built))
+    try:
+        await asyncio.gather(*(each.pay(each.port()) for each in built))
+        await asyncio.gather(*(each.pay(each.server()) for each in built))
+    finally:
+        for each in built:
+            remove(admin, str(each.id))
+    lists = [each.at for each in compute.seen if "changes-since" in each.path or each.path.endswith("/servers/detail")]
+    assert len(lists) <= (max(lists) - min(lists)) / SHORTEST + 1
+    single = [each for each in compute.seen if re.search(r"/servers/[0-9a-f-]{36}$", each.path)]
+    assert len(single) == len(built)  # each once, when the list says that it is done
 
 
 async def test_a_cloud_that_takes_no_more_calls_is_obeyed_by_all(
