@@ -243,7 +243,7 @@ class RebuildServer(CloudEffect, frozen=True, kw_only=True):
 
 
 class ResizeServer(MakingEffect, frozen=True, kw_only=True):
-    """The server has the flavor and awaits confirmation. Yields no facts."""
+    """The server has the flavor and awaits confirmation, maybe on another host. Yields `new_host`."""
 
     server_id: str
     flavor_id: str

