@@ -245,6 +245,14 @@ CODES: dict[str, tuple[str, str]] = {
     "vault_key_missing": ("The vault's key is gone, and secrets are there.", "Restore it, or put the secrets again."),
     "version_missing": ("The machine has another version of the datastore.", "Install the one, or ask for the other."),
     "version_unknown": ("The datastore's program does not tell its version.", "Install it anew."),
+    "volume_ambiguous": (
+        "Several disks of the machine may be its volume.",
+        "Name the right one in the image's configuration.",
+    ),
+    "volume_foreign": (
+        "The disk that should be the volume holds what was not made here.",
+        "Attach the instance's own volume.",
+    ),
     "wrong_facts": (
         "A cloud or a guest answered with other facts than the event records; nothing of it was recorded.",
         "The operation takes its way back. Report it with the message: it is a defect of that cloud or agent.",
