@@ -22,6 +22,7 @@ from nats.aio.client import Client
 from aggregates.base import Event
 from engine import crash_environment
 from engine.broker import BrokerError, BrokerSettings, connect, ensure_streams, require_durable, shown
+from engine.callout import Callout
 from engine.clouds.local import LocalCloud
 from engine.clouds.port import Cloud
 from engine.clouds.simulated import SimulatedGuests
@@ -49,13 +50,15 @@ log = structlog.get_logger(__name__)
 LOCAL = "local"
 OPENSTACK = "openstack"
 SIMULATED = "simulated:"
+CALLOUT_ACCOUNT = "HOLDFAST"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a process is told. `broker` None: the embedded one, `listening` on `port`. `store_url` None: SQLite.
 
     `durable_broker`: the operator vouches that a broker which is not ours keeps what it acknowledges.
-    `guest_seed`: the NKey seed that guests use with such a broker. `cloud`: `local`; `openstack`, or with a colon and
+    `guest_seed`: the NKey seed that guests use with such a broker, or enrol with. `callout_seed`: that of the account
+    key by which it lets guests of `callout_account` in. `cloud`: `local`; `openstack`, or with a colon and
     the name of an entry of clouds.yaml, as `cloud_config` says; or `simulated:` and the path of a socket.
     """
 
@@ -70,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     observe_every: float = OBSERVE_EVERY
     durable_broker: bool = False
     guest_seed: Path | None = None
+    callout_seed: Path | None = None
+    callout_account: str = CALLOUT_ACCOUNT
     cloud: str = LOCAL
     cloud_config: Path | None = None
 
@@ -241,7 +246,12 @@ class _Process:
             return Enrolment(client, GuestCredentials(broker), lambda: access)
         foreign, seed = self._foreign(), self._settings.guest_seed
         access = Access(url=foreign.url, ca=_text(foreign.tls_ca), seed=_text(seed))
-        return Enrolment(client, SharedCredentials(seed), lambda: access)
+        issuer = _text(self._settings.callout_seed)
+        if issuer is None:
+            return Enrolment(client, SharedCredentials(seed), lambda: access)
+        callout = Callout(client, issuer, self._settings.callout_account)
+        self.add("callout", callout.run())
+        return Enrolment(client, callout, lambda: access)
 
     def url(self, broker: EmbeddedBroker | None) -> str:
         """Where agents find the broker."""

