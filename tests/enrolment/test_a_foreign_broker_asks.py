@@ -18,14 +18,14 @@ from engine import callout as callouts
 from engine import nkey
 from engine.broker import BrokerError, BrokerSettings, connect, ensure_streams
 from engine.callout import Callout
-from engine.credentials import USERS, guest_user, inbox_prefix
+from engine.credentials import guest_user, inbox_prefix
 from engine.enrolment import Access, Enrolment
 from engine.guest.user_data import Machine, parse
 from engine.messages import EnrolReply, enrolment_subject, guest_subject, heartbeat_subject
 from engine.tasks import end
 from tests.enrolment.conftest import request
 from tests.support.broker import Broker
-from tests.support.broker_users import Key
+from tests.support.broker_users import Key, asks_about_guests
 from tests.support.eventually import eventually
 
 ONE, OTHER = uuid.UUID(int=51), uuid.UUID(int=52)
@@ -40,30 +40,7 @@ class ForeignSite:
         self._stack = stack
         self.worker_key, self.enrol_key = Key(), Key()
         self.issuer = Key(nkeys.PREFIX_BYTE_ACCOUNT)
-        enrol = msgspec.json.encode(list(USERS["enrol"].publish)).decode()
-        hears = msgspec.json.encode(list(USERS["enrol"].subscribe)).decode()
-        broker.configure(
-            f"""
-accounts {{
-  HOLDFAST {{
-    jetstream: enabled
-    users: [
-      {{ nkey: {self.worker_key.public} }}
-      {{ nkey: {self.enrol_key.public}, permissions: {{ publish: {enrol}, subscribe: {hears} }} }}
-    ]
-  }}
-  SYS {{ }}
-}}
-system_account: SYS
-authorization {{
-  auth_callout {{
-    issuer: {self.issuer.public}
-    account: HOLDFAST
-    auth_users: [ {self.worker_key.public}, {self.enrol_key.public} ]
-  }}
-}}
-"""
-        )
+        broker.configure(asks_about_guests(self.worker_key, self.enrol_key, self.issuer))
 
     async def open(self) -> None:
         """Everything runs."""

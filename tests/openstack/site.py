@@ -36,13 +36,12 @@ class Site:
         self._lab = lab
         self._hook = lab.hooks / f"{machines.name}-hook"
 
-    def start(self, config: Path) -> None:
-        """Start the program, and play the machines of its servers from now on."""
-        self.made.start(arguments=["--cloud", f"openstack:{CLOUD}", "--cloud-config", str(config)])
-        command = [sys.executable, "-m", "tests.openstack.machine", str(self.machines)]
-        self._hook.write_text(
-            f'#!/bin/sh\ncd {shlex.quote(str(CHECKOUT))} && exec {shlex.join(command)} "$1" --broker {self.made.url}\n'
-        )
+    def start(self, config: Path, *arguments: str, broker: str | None = None) -> None:
+        """Start the program, and play the machines of its servers from now on. `broker`: where that of others is."""
+        self.made.start(arguments=["--cloud", f"openstack:{CLOUD}", "--cloud-config", str(config), *arguments])
+        machine = shlex.join([sys.executable, "-m", "tests.openstack.machine", str(self.machines)])
+        where = shlex.quote(broker or self.made.url)
+        self._hook.write_text(f'#!/bin/sh\ncd {shlex.quote(str(CHECKOUT))} && exec {machine} "$1" --broker {where}\n')
         self._hook.chmod(0o755)
 
     def stop(self) -> None:
@@ -98,14 +97,14 @@ def write_config(path: Path, service: Connection) -> Path:
 
 
 @contextmanager
-def running_site(lab: Lab, service: Connection) -> Iterator[Site]:
-    """A Holdfast that serves."""
+def running_site(lab: Lab, service: Connection, *arguments: str, broker: str | None = None) -> Iterator[Site]:
+    """A Holdfast that serves, started with these arguments."""
     machines = Path(tempfile.mkdtemp(prefix="holdfast-machines-"))  # guests pass through it
     machines.chmod(0o711)
     with installation() as made:
         site = Site(made, lab, machines)
         try:
-            site.start(write_config(machines / "cloud.toml", service))
+            site.start(write_config(machines / "cloud.toml", service), *arguments, broker=broker)
             yield site
         finally:
             site.stop()
