@@ -183,8 +183,15 @@ async def test_an_attachment_that_breaks_is_told_and_tried_again(
         await instance.pay(instance.attachment())
     assert "was not attached" in raised.value.message
     assert "lab:fail asked attach_volume" in raised.value.message
-    admin.compute.delete_server_metadata(instance.facts["server_id"], ["lab:fail"])
+    server_id = instance.facts["server_id"]
+    admin.compute.delete_server_metadata(server_id, ["lab:fail"])
     await instance.pay(instance.attachment())
+    admin.compute.set_server_metadata(server_id, **{"lab:fail": "detach_volume"})
+    with pytest.raises(TransientError) as kept:
+        await instance.pay(instance.detachment())
+    assert "was not detached" in kept.value.message
+    admin.compute.delete_server_metadata(server_id, ["lab:fail"])
+    await instance.pay(instance.detachment())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from aggregates import effects
 from engine.clock import monotonic
 from engine.clouds.openstack.calls import Service
 from engine.clouds.openstack.servers import Servers, host_of
+from engine.clouds.openstack.waiting import told
 from engine.clouds.port import Facts, FinalError, TransientError, UnknownOutcomeError, check_alone
 
 REBOOT_KEY = "holdfast_reboot"
@@ -109,7 +110,8 @@ class Actions:
             except FinalError as error:
                 if error.code != "invalid_argument":
                     raise  # else Nova is at it already, by a call before
-            await self._servers.watch.until(server, lambda now: now.status != "VERIFY_RESIZE")
+            with told():
+                await self._servers.watch.until(server, lambda now: now.status != "VERIFY_RESIZE")
         return {}
 
     async def revert(self, effect: effects.RevertServer, hosts: Collection[str]) -> Facts:
@@ -147,7 +149,8 @@ class Actions:
     async def _act(self, name: str, server: Server, call: Callable[[Nova], Any]) -> Server:
         """The server once the cloud has done what it was told, well or not."""
         await self._tell(name, call)
-        return await self._idle(server.id)
+        with told():
+            return await self._idle(server.id)
 
     async def _tell(self, name: str, call: Callable[[Nova], Any]) -> None:
         """Say it once. A call that is carried out late would undo what came after it: so one whose answer is missing is

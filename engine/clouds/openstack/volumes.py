@@ -14,7 +14,7 @@ from engine.clouds import port
 from engine.clouds.openstack import config as configured
 from engine.clouds.openstack import marks
 from engine.clouds.openstack.calls import Service
-from engine.clouds.openstack.waiting import Watch, unrecorded
+from engine.clouds.openstack.waiting import Watch, told, unrecorded
 from engine.clouds.port import Facts, FinalError, PayError, TransientError
 
 _AT_REST = frozenset({"available", "in-use"})
@@ -67,10 +67,11 @@ class Volumes:
 
     async def extend(self, effect: effects.ExtendVolume) -> Facts:
         """The volume has the size, in use or not."""
-        volume = await self._at_rest(await self._there(effect.volume_id))
+        volume = await self.at_rest(effect.volume_id)
         if volume.size < effect.size:
             await self._cinder.change("extend_volume", lambda cinder: cinder.extend_volume(volume.id, effect.size))
-            now = await self._at_rest(await self._there(volume.id))
+            with told():
+                now = await self.at_rest(volume.id)
             if now.size < effect.size:
                 raise TransientError(
                     "cloud_error", f"volume {volume.id} still has {now.size} GiB{await self._why(volume.id)}"
@@ -115,12 +116,6 @@ class Volumes:
     async def at_rest(self, volume_id: str) -> Volume:
         """The volume once nothing is done with it. Raises `FinalError` when it is broken, or is not there."""
         return await self._at_rest(await self._there(volume_id))
-
-    async def detached(self, volume_id: str) -> Volume:
-        """The volume once no server has it, or its detachment has failed."""
-        return await self._watch.until(
-            await self._there(volume_id), lambda each: each.status not in ("in-use", "detaching", "reserved")
-        )
 
     async def _there(self, volume_id: str) -> Volume:
         return await self._cinder.look("get_volume", lambda cinder: cinder.get_volume(volume_id))

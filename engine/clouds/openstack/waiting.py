@@ -119,6 +119,15 @@ def _since(seen: Iterable[Resource]) -> str | None:
 
 
 @contextmanager
+def told() -> Iterator[None]:
+    """The cloud was told to do what is waited for in here: unless it has ended, it may be doing it still."""
+    try:
+        yield
+    except TransientError as error:
+        raise UnknownOutcomeError(error.code, error.message, retry_after=error.retry_after) from error
+
+
+@contextmanager
 def unrecorded(made: bool) -> Iterator[None]:
     """What this payment has made is on nobody's record until it is paid, and a list may not show it yet: an error in
     between leaves the outcome unknown. If it is final, the next payment, which finds what was made, says so.
