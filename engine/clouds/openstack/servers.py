@@ -14,7 +14,7 @@ from engine.clouds import port
 from engine.clouds.openstack import marks
 from engine.clouds.openstack.calls import Service
 from engine.clouds.openstack.config import Servers as Config
-from engine.clouds.openstack.waiting import Watch, unrecorded
+from engine.clouds.openstack.waiting import Watch
 from engine.clouds.port import Facts, FinalError, TransientError
 
 # The last version whose servers show the id of their flavor; later ones show what it was when the server was made.
@@ -53,14 +53,13 @@ class Servers:
     ) -> Facts:
         """There is the server, and it is ACTIVE. What making it needs is asked for when it is made."""
         server = await self._found(effect, port_holder)
-        made = server is None
         if server is None:
             server = await self._make(effect, await image(), await user_data(), port_holder)
+        # From its answer on Nova lists the server by its name, so whatever goes wrong now, it is found.
         port.knows(server_id=server.id)
-        with unrecorded(made):
-            ready = await self.watch.until(server, lambda each: each.status in ("ACTIVE", "ERROR"))
-            if ready.status != "ACTIVE":
-                raise await self.fault(ready)
+        ready = await self.watch.until(server, lambda each: each.status in ("ACTIVE", "ERROR"))
+        if ready.status != "ACTIVE":
+            raise await self.fault(ready)
         return {"server_id": ready.id, "host": host_of(ready)}
 
     async def absent(self, effect: effects.ServerAbsent) -> Facts:

@@ -14,7 +14,7 @@ from engine.clouds import port
 from engine.clouds.openstack import config as configured
 from engine.clouds.openstack import marks
 from engine.clouds.openstack.calls import Service
-from engine.clouds.openstack.waiting import Watch, told, unrecorded
+from engine.clouds.openstack.waiting import Watch, told
 from engine.clouds.port import Facts, FinalError, PayError, TransientError
 
 _AT_REST = frozenset({"available", "in-use"})
@@ -44,14 +44,13 @@ class Volumes:
             "volume", effect.name, found, lambda each: marks.in_metadata(effect.instance_id, each.metadata)
         )
         volume = next((each for each in mine if each.status != "deleting"), None)
-        made = volume is None
         if volume is None:
             volume = await self._make(effect)
         elif volume.size < effect.size:
             raise FinalError("conflict", f"volume {effect.name} has {volume.size} GiB already, not {effect.size}")
+        # From its answer on Cinder lists the volume by its name, so whatever goes wrong now, it is found.
         port.knows(volume_id=volume.id)
-        with unrecorded(made):
-            ready = await self._at_rest(volume)
+        ready = await self._at_rest(volume)
         return {"volume_id": ready.id}
 
     async def _make(self, effect: effects.EnsureVolume) -> Volume:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Generic, Protocol, TypeVar
 
 from engine.clouds.poller import Poller
-from engine.clouds.port import PayError, TransientError, UnknownOutcomeError
+from engine.clouds.port import TransientError, UnknownOutcomeError
 
 WHOLE = 10  # every so many lists is one of everything: what a list of changes does not show is seen then at the latest
 
@@ -124,17 +124,4 @@ def told() -> Iterator[None]:
     try:
         yield
     except TransientError as error:
-        raise UnknownOutcomeError(error.code, error.message, retry_after=error.retry_after) from error
-
-
-@contextmanager
-def unrecorded(made: bool) -> Iterator[None]:
-    """What this payment has made is on nobody's record until it is paid, and a list may not show it yet: an error in
-    between leaves the outcome unknown. If it is final, the next payment, which finds what was made, says so.
-    """
-    try:
-        yield
-    except PayError as error:
-        if not made:
-            raise
         raise UnknownOutcomeError(error.code, error.message, retry_after=error.retry_after) from error
