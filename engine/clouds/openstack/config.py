@@ -76,8 +76,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How long a call that is refused as one too many is repeated, as the cloud asks for patience."""
     latest_effect: Seconds = 180.0
     """For so long after its begin a call whose answer is missing may be carried out: the time that it can lie in a
-    queue before an API (the timeouts of a proxy), and the time that the API then takes for it. Too short may leave
-    doubles; longer only makes what is undone after a lost answer wait."""
+    queue before an API (the timeouts of a proxy), and the time that the API then takes for it. Less than `call`
+    makes no sense. Too short may leave doubles; longer only makes what is undone after a lost answer wait."""
 
 
 class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
