@@ -3,9 +3,9 @@
 #
 #   build.sh --datastore postgresql|mariadb|redis [--suite bookworm] [--mirror URL] --output FILE.qcow2|FILE.raw|DIRECTORY
 #
-# Needs root, debootstrap, the suite's Python with pip (PYTHON=python3.x if python3 is another), and for a file of an image also: sfdisk, losetup, mkfs.ext4, grub (in the
-# image), and qemu-img for qcow2. It asks the package mirror and the Python index that apt and pip are set up with, and
-# nothing else. The versions of the agent's packages are those of requirements.lock, checked by their hashes.
+# Needs root, debootstrap, and the suite's Python with pip (PYTHON=python3.x if python3 is another); for a disk also
+# sfdisk, losetup and mkfs.ext4, and for qcow2 qemu-img. It asks the package mirror and the Python index that pip is set up
+# with, and nothing else. The versions of the agent's packages are those of requirements.lock, checked by their hashes.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "$0")" && pwd)
@@ -47,7 +47,7 @@ for tool in $NEEDED; do command -v "$tool" > /dev/null || fail "install $tool"; 
 WORK=$(mktemp -d "${TMPDIR:-/var/tmp}/holdfast-image.XXXXXX")
 ROOT=$WORK/root LOOP=''
 clean_up() {
-    for point in "$WORK/disk/dev" "$WORK/disk/proc" "$WORK/disk/sys" "$WORK/disk" "$ROOT/proc"; do
+    for point in "$WORK/disk/dev" "$WORK/disk/proc" "$WORK/disk" "$WORK/root/proc"; do
         if mountpoint -q "$point"; then umount "$point"; fi
     done
     [ -z "$LOOP" ] || losetup --detach "$LOOP"
@@ -58,7 +58,7 @@ trap clean_up EXIT
 in_image() { chroot "$ROOT" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"; }
 
 echo "== Debian $SUITE"
-BOOT='linux-image-cloud-amd64 grub-pc'
+BOOT='linux-image-cloud-amd64 extlinux'
 [ -d "$OUTPUT" ] || case "$OUTPUT" in *.raw | *.qcow2) ;; *) BOOT='' ;; esac
 debootstrap --variant=minbase "$SUITE" "$ROOT" "$MIRROR"
 mount -t proc proc "$ROOT/proc"
@@ -139,22 +139,33 @@ case "$OUTPUT" in
 esac
 
 echo "== the disk"
+# One partition, reached by its offset: not every machine shows the partitions of a loop device.
+START=1048576
 truncate -s "$SIZE" "$WORK/disk.raw"
 echo 'start=2048, type=83, bootable' | sfdisk --quiet "$WORK/disk.raw"
-LOOP=$(losetup --find --show --partscan "$WORK/disk.raw")
-[ -b "${LOOP}p1" ] || fail "this machine shows no partitions of $LOOP; build into a directory, or on another machine"
-mkfs.ext4 -q -L root "${LOOP}p1"
+dd if="$ROOT/usr/lib/EXTLINUX/mbr.bin" of="$WORK/disk.raw" bs=440 count=1 conv=notrunc status=none
+LOOP=$(losetup --find --show --offset "$START" "$WORK/disk.raw")
+mkfs.ext4 -q -L root -O '^64bit,^metadata_csum' "$LOOP"  # the boot loader reads no newer ones
 mkdir "$WORK/disk"
-mount "${LOOP}p1" "$WORK/disk"
+mount "$LOOP" "$WORK/disk"
 cp -a "$ROOT/." "$WORK/disk/"
-echo 'LABEL=root / ext4 defaults,errors=remount-ro 0 1' > "$WORK/disk/etc/fstab"
-for each in dev proc sys; do mount --bind "/$each" "$WORK/disk/$each"; done
 ROOT=$WORK/disk
-in_image grub-install --target=i386-pc "$LOOP"
-in_image update-grub
-sed -i "s#root=[^ ]*#root=LABEL=root#" "$WORK/disk/boot/grub/grub.cfg"
-for each in dev proc sys; do umount "$WORK/disk/$each"; done
-umount "$WORK/disk"
+echo 'LABEL=root / ext4 defaults,errors=remount-ro 0 1' > "$ROOT/etc/fstab"
+mkdir "$ROOT/boot/extlinux"
+# The links are kept up by each new kernel's package.
+cat > "$ROOT/boot/extlinux/extlinux.conf" << 'END'
+SERIAL 0 115200
+DEFAULT linux
+TIMEOUT 10
+LABEL linux
+    KERNEL /vmlinuz
+    INITRD /initrd.img
+    APPEND root=LABEL=root ro console=tty0 console=ttyS0,115200
+END
+mount --bind /dev "$ROOT/dev"
+mount -t proc proc "$ROOT/proc"
+in_image extlinux --install /boot/extlinux
+umount "$ROOT/proc" "$ROOT/dev" "$ROOT"
 losetup --detach "$LOOP"
 LOOP=''
 case "$OUTPUT" in
