@@ -22,7 +22,7 @@ from engine import nkey
 from engine.clock import Now, utc_now
 from engine.clouds.port import TransientError
 from engine.credentials import guest_of, guest_rights
-from engine.enrolment import Guests
+from engine.enrolled import Guests
 
 SUBJECT = "$SYS.REQ.USER.AUTH"
 LEAVE = timedelta(hours=1)  # then the broker ends the connection, the agent comes again, and we are asked anew
