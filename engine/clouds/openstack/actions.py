@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from openstack.compute.v2._proxy import Proxy as Nova
@@ -114,10 +114,8 @@ class Actions:
                 await self._servers.watch.until(server, lambda now: now.status != "VERIFY_RESIZE")
         return {}
 
-    async def revert(self, effect: effects.RevertServer, hosts: Collection[str]) -> Facts:
-        """Nothing of it awaits confirmation, and flavor and host are the old ones. `hosts`: those that are known."""
-        if hosts and effect.host not in hosts:
-            raise FinalError("invalid_argument", f"there is no host {effect.host}")
+    async def revert(self, effect: effects.RevertServer) -> Facts:
+        """Nothing of it awaits confirmation, and flavor and host are the old ones."""
         server = await self._idle(effect.server_id)
         if server.status == "VERIFY_RESIZE":
             server = await self._act("revert_server", server, lambda nova: nova.revert_server_resize(server.id))
