@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from openstack.compute.v2.server import Server
 from aggregates import effects
 from engine.clock import monotonic
 from engine.clouds.openstack.calls import Service
-from engine.clouds.openstack.servers import Servers, host_of
+from engine.clouds.openstack.servers import Servers, encoded, host_of
 from engine.clouds.openstack.waiting import told
 from engine.clouds.port import Facts, FinalError, TransientError, UnknownOutcomeError, check_alone
 
@@ -68,7 +67,7 @@ class Actions:
             wanted: dict[str, Any] = {
                 "image": await image(),
                 "metadata": {**(server.metadata or {}), REBUILD_KEY: key},
-                "user_data": base64.b64encode(await user_data()).decode(),
+                "user_data": encoded(await user_data()),
             }
             server = await self._act("rebuild_server", server, lambda nova: nova.rebuild_server(server.id, **wanted))
         if server.status != "ACTIVE":

@@ -19,6 +19,7 @@ from engine.clouds.port import Facts, FinalError, TransientError
 
 # The last version whose servers show the id of their flavor; later ones show what it was when the server was made.
 READ = "2.46"
+USER_DATA = 65535  # bytes, encoded
 GONE = frozenset({"DELETED", "SOFT_DELETED"})
 
 
@@ -171,7 +172,7 @@ class Servers:
             "metadata": marks.metadata(effect.instance_id, effect.project),
             "tags": [marks.TAG],
             "config_drive": True,
-            "user_data": base64.b64encode(user_data).decode(),
+            "user_data": encoded(user_data),
         }
         if effect.availability_zone is not None:
             wanted["availability_zone"] = effect.availability_zone
@@ -205,6 +206,16 @@ class Servers:
         changed = await self._nova.look("list_servers", lambda nova: listed(nova, changes_since=since))
         now = dict(seen) | {each.id: each for each in changed}
         return {key: each for key, each in now.items() if each.status != "DELETED"}
+
+
+def encoded(user_data: bytes) -> str:
+    """User data as Nova takes them. What it refuses it repeats in its error, and they hold a token."""
+    text = base64.b64encode(user_data).decode()
+    if len(text) > USER_DATA:
+        raise FinalError(
+            "invalid_argument", f"user data of {len(text)} bytes, encoded, are more than Nova's {USER_DATA}"
+        )
+    return text
 
 
 def read(nova: Nova, server_id: str) -> Server:
