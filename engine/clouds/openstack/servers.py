@@ -212,9 +212,7 @@ def encoded(user_data: bytes) -> str:
     """User data as Nova takes them. What it refuses it repeats in its error, and they hold a token."""
     text = base64.b64encode(user_data).decode()
     if len(text) > USER_DATA:
-        raise FinalError(
-            "invalid_argument", f"user data of {len(text)} bytes, encoded, are more than Nova's {USER_DATA}"
-        )
+        raise FinalError("invalid_argument", f"user data of {len(text)} bytes, encoded, exceed Nova's {USER_DATA}")
     return text
 
 
