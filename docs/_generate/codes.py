@@ -145,8 +145,8 @@ CODES: dict[str, tuple[str, str]] = {
         "Rename or remove it.",
     ),
     "no_address": (
-        "The local cloud has no address left, or the instance has none to connect to.",
-        "Delete what is not needed; or wait until the instance is ACTIVE.",
+        "The local cloud has no address left, OpenStack's network gives none, or the instance has none to connect to.",
+        "Delete what is not needed; give the network a subnet; or wait until the instance is ACTIVE.",
     ),
     "no_engine": ("Nobody serves this state directory.", "Start the engine."),
     "no_responders": ("Nobody answers this query.", "Start the engine."),

@@ -151,6 +151,16 @@ async def test_a_network_that_is_gone_is_final(service: Connection, admin: Conne
     assert "there is no network gone" in error.message
 
 
+async def test_a_network_that_gives_no_address_is_final(service: Connection, admin: Connection, through: Doors) -> None:
+    network = service.network.create_network(name=f"test-{uuid4()}")
+    try:
+        async with adapter(configured(service, networks=Networks(tenant=network.id)), through) as cloud:
+            error = await _ends(bare := Instance(service, cloud), admin, bare.port())
+    finally:
+        service.network.delete_network(network.id)
+    assert error.code == "no_address"
+
+
 # --- the cloud breaks what it was told to do ------------------------------------------------------------------------
 
 

@@ -31,7 +31,9 @@ class Ports:
         network = effect.network or self._config.tenant
         named = {"dns_name": effect.name} if self._config.dns else {}
         port = await self._ensured(effect, network, port_mac(effect.instance_id), groups, **named)
-        return {"port_id": port.id, "address": port.fixed_ips[0]["ip_address"] if port.fixed_ips else ""}
+        if not port.fixed_ips:
+            raise FinalError("no_address", f"port {port.id} got no address: network {network} has no subnet for it")
+        return {"port_id": port.id, "address": port.fixed_ips[0]["ip_address"]}
 
     async def ensure_management(self, effect: effects.EnsureManagementPort) -> Facts:
         """There is the port by which the agent reaches the broker."""
