@@ -7,6 +7,7 @@
 # make crash   kills real processes at every boundary of every operation, and prints what was lost, doubled or stuck
 # make crash-openstack   the same on real OpenStack services
 # make bench   prints the figures, each with its ratio
+# make bench-openstack   the same of a create on real OpenStack services
 # make simulate SEEDS=1000 [SEED=n [TRACE=1]] [HOURS=h]    simulates by seeds, or replays one
 # make docs    writes the generated pages of docs/ again
 # make lock    resolves the dependencies again into requirements*.lock
@@ -18,7 +19,7 @@ LAB := tests/openstack/lab
 # Needs uv (pipx install uv); only whoever changes dependencies does.
 LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 
-.PHONY: setup demo test test-openstack openstack-up openstack-down faults crash crash-openstack lint bench simulate docs mariadb lock clean
+.PHONY: setup demo test test-openstack openstack-up openstack-down faults crash crash-openstack lint bench bench-openstack simulate docs mariadb lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.ready
@@ -63,6 +64,9 @@ crash-openstack: setup
 
 bench: setup mariadb
 	$(BIN)/python -m tests.benchmarks
+
+bench-openstack: setup
+	$(LAB)/with.sh $(BIN)/python -m tests.openstack.benchmark
 
 simulate: setup
 	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),100) $(if $(SEED),--seed $(SEED)) $(if $(HOURS),--hours $(HOURS)) $(if $(TRACE),--trace)

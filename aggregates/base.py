@@ -122,6 +122,7 @@ class Transitioned(Event):
         aggregate.retry_at = None
         aggregate.last_error = None
         aggregate.parked = None
+        aggregate.last_look = None
         for name in _facts(type(self)):
             setattr(aggregate, name, getattr(self, name))
         if not aggregate.owes_in(self.state):
@@ -184,6 +185,26 @@ class CallUnanswered(Event):
         aggregate.unanswered_until = self.until if known is None else max(known, self.until)
 
 
+class LastLookDue(Event):
+    """What is owed failed, yet a call may have brought it about, or may until `due_at`: then it is looked at once more.
+
+    Only if it has not come about by then does it count as failed, with this code and these words.
+    """
+
+    operation_id: UUID
+    effect: str
+    code: str
+    message: str
+    due_at: datetime
+
+    def apply(self, aggregate: Any) -> None:
+        """Nothing is changed any more, only looked at; looks are counted anew."""
+        aggregate.attempts = 0
+        aggregate.retry_at = self.due_at
+        aggregate.last_error = f"{self.code}: {self.message}"
+        aggregate.last_look = LastLook(code=self.code, message=self.message)
+
+
 class RetryRequested(Event):
     """Somebody has what is owed tried again now; tries are counted anew."""
 
@@ -195,6 +216,7 @@ class RetryRequested(Event):
         aggregate.attempts = 0
         aggregate.retry_at = None
         aggregate.parked = None
+        aggregate.last_look = None
         aggregate.intervention = self.intervention
 
 
@@ -256,6 +278,7 @@ class Obligation(msgspec.Struct, frozen=True, kw_only=True):
     """An effect owed now, under its idempotency key: the same over all attempts and restarts.
 
     `not_before`: what clears away what calls have left is paid only when no unanswered one can be carried out later.
+    `last_look`: it may only be looked whether it is paid; why, if it is not.
     """
 
     aggregate_id: UUID
@@ -266,6 +289,7 @@ class Obligation(msgspec.Struct, frozen=True, kw_only=True):
     facts: dict[str, Any]
     attempts: int
     not_before: datetime | None = None
+    last_look: LastLook | None = None
 
     @property
     def key(self) -> str:
@@ -277,6 +301,13 @@ class Parked(msgspec.Struct, frozen=True, kw_only=True):
     """Paying has stopped until an operator retries, skips or abandons."""
 
     effect: str
+    code: str
+    message: str
+
+
+class LastLook(msgspec.Struct, frozen=True, kw_only=True):
+    """No try is left; what it failed with counts unless a look finds that it was carried out after all."""
+
     code: str
     message: str
 
@@ -299,6 +330,7 @@ class Lifecycled(LibraryAggregate):
         self.attempts = 0
         self.retry_at: datetime | None = None
         self.parked: Parked | None = None
+        self.last_look: LastLook | None = None
         self.last_error: str | None = None
         self.intervention: Intervention | None = None
         self.unanswered_until: datetime | None = None
@@ -330,6 +362,7 @@ class Lifecycled(LibraryAggregate):
             facts=owed.facts(self),
             attempts=owed.attempts,
             not_before=self.unanswered_until if effect.clears else None,
+            last_look=self.last_look,
         )
 
     def take(self, transition: str, *, at: datetime, **facts: Any) -> None:

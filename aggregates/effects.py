@@ -11,6 +11,8 @@ from uuid import UUID
 
 import msgspec
 
+from aggregates.resources import ResourceKind
+
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """An obligation. The name of its type is part of the idempotency key."""
@@ -35,6 +37,11 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         """Whether it removes or reverts what a call has left: too early, it would miss what is carried out late."""
         return False
 
+    @property
+    def lasts(self) -> bool:
+        """Whether what a call of it does late stays, since nothing on the way back removes or reverts it."""
+        return False
+
 
 class SendCommand(Effect, frozen=True, kw_only=True):
     """Another aggregate has decided the command; paid when its record is in the log.
@@ -53,6 +60,11 @@ class CloudEffect(Effect, frozen=True, kw_only=True):
     """Something that the cloud must hold or no longer hold for an instance."""
 
     instance_id: UUID
+
+    @property
+    def lasts(self) -> bool:
+        """It does, unless it makes something."""
+        return not self.makes
 
 
 class MakingEffect(CloudEffect, frozen=True, kw_only=True):
@@ -155,7 +167,7 @@ class EnsureVolume(MakingEffect, frozen=True, kw_only=True):
     availability_zone: str | None
 
 
-class EnsureCredentials(CloudEffect, frozen=True, kw_only=True):
+class EnsureCredentials(MakingEffect, frozen=True, kw_only=True):
     """The guest's own broker credentials exist and are accepted. Yields no facts."""
 
 
@@ -231,7 +243,7 @@ class RebuildServer(CloudEffect, frozen=True, kw_only=True):
 
 
 class ResizeServer(MakingEffect, frozen=True, kw_only=True):
-    """The server has the flavor and awaits confirmation. Yields no facts."""
+    """The server has the flavor and awaits confirmation, maybe on another host. Yields `new_host`."""
 
     server_id: str
     flavor_id: str
@@ -297,6 +309,17 @@ class SurplusAbsent(ClearingEffect, frozen=True, kw_only=True):
     keep: tuple[str, ...]
 
 
+class ResourceAbsent(ClearingEffect, frozen=True, kw_only=True):
+    """No resource of this id exists, which bears this name. Yields no facts.
+
+    One that bears another name is a stranger's: it is left alone, and the error is final.
+    """
+
+    kind: ResourceKind
+    name: str
+    resource_id: str
+
+
 class PortAbsent(ClearingEffect, frozen=True, kw_only=True):
     """No port of this name or id exists. Yields no facts."""
 
@@ -349,7 +372,7 @@ class ServerGroupAbsent(ClearingEffect, frozen=True, kw_only=True):
     server_group_id: str | None
 
 
-class CredentialsAbsent(CloudEffect, frozen=True, kw_only=True):
+class CredentialsAbsent(ClearingEffect, frozen=True, kw_only=True):
     """The guest's broker credentials are refused. Yields no facts."""
 
 

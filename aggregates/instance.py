@@ -37,6 +37,7 @@ from aggregates.instance_events import (
     AttemptFailed,
     CallUnanswered,
     InstanceRequested,
+    LastLookDue,
     LateOutcome,
     OperationParked,
     RetryRequested,
@@ -44,6 +45,7 @@ from aggregates.instance_events import (
 )
 from aggregates.lifecycle import InstanceLifecycle
 from aggregates.obligations import OBLIGATIONS
+from aggregates.resources import Resource, ResourceKind, resource_name
 
 
 class Instance(Lifecycled):
@@ -133,11 +135,22 @@ class Instance(Lifecycled):
         self.hard = False
         self.removed: tuple[str, ...] = ()
         self.left_behind: tuple[str, ...] = ()
+        self.skipped: tuple[str, ...] = ()
+        self.surplus: tuple[Resource, ...] = ()
 
     @property
     def resource_name(self) -> str:
         """The name of its server, its port, its volume and all that has no name below, in the cloud."""
-        return f"holdfast-{self.id}"
+        return resource_name(self.id)
+
+    def recorded(self, kind: ResourceKind) -> str | None:
+        """The id of its own resource of the kind. Once there is one it never changes."""
+        ids = {
+            ResourceKind.SERVER: self.server_id,
+            ResourceKind.PORT: self.port_id,
+            ResourceKind.VOLUME: self.volume_id,
+        }
+        return ids[kind]
 
     @property
     def security_group_name(self) -> str:
@@ -317,5 +330,13 @@ Instance.owing = OBLIGATIONS
 Instance.events = declare(Instance, TRANSITIONS)
 Instance.notes = {
     each.__name__: each
-    for each in (AttemptFailed, OperationParked, LateOutcome, CallUnanswered, RetryRequested, StepSkipped)
+    for each in (
+        AttemptFailed,
+        OperationParked,
+        LateOutcome,
+        CallUnanswered,
+        LastLookDue,
+        RetryRequested,
+        StepSkipped,
+    )
 }

@@ -12,6 +12,7 @@ from aggregates import base
 from aggregates.base import Failure, Intervention, Operation
 from aggregates.catalogue import Flavor
 from aggregates.effects import Access, Database, User
+from aggregates.resources import Resource
 
 
 class InstanceEvent(base.Event):
@@ -63,12 +64,44 @@ class CallUnanswered(InstanceEvent, base.CallUnanswered):
     """A call to the cloud may have gone out and its answer is not known."""
 
 
+class LastLookDue(InstanceEvent, base.LastLookDue):
+    """What is owed failed; a call whose outcome is not known may have done it, so it is looked at once more."""
+
+
 class RetryRequested(InstanceEvent, base.RetryRequested):
     """retry_operation was accepted."""
 
 
 class StepSkipped(InstanceEvent, base.StepSkipped):
     """skip_step was accepted; the transition that follows belongs to it."""
+
+    def apply(self, aggregate: Any) -> None:
+        """What it would have removed is left on somebody's word."""
+        super().apply(aggregate)
+        aggregate.skipped = (*aggregate.skipped, self.effect)
+
+
+class SurplusFound(InstanceEvent):
+    """The cloud holds something of the instance's name that is none of its own: it is to be removed.
+
+    Belongs to no operation and changes no state: seen from outside, maybe long after the instance was deleted.
+    """
+
+    found: Resource
+
+    def apply(self, aggregate: Any) -> None:
+        """Remember it until it is gone."""
+        aggregate.surplus = (*aggregate.surplus, self.found)
+
+
+class SurplusDeleted(InstanceEvent):
+    """What was found to be surplus is gone."""
+
+    removed: Resource
+
+    def apply(self, aggregate: Any) -> None:
+        """Forget it."""
+        aggregate.surplus = tuple(each for each in aggregate.surplus if each.id != self.removed.id)
 
 
 class Transition(InstanceEvent, base.Transitioned):
@@ -136,6 +169,11 @@ class StartRequested(Requested):
 
 class DeletionRequested(Requested):
     """delete_instance was accepted; an operation that was running is cancelled by it."""
+
+    def apply(self, aggregate: Any) -> None:
+        """Whoever has it deleted wants nothing left, whatever was skipped before."""
+        super().apply(aggregate)
+        aggregate.skipped = ()
 
 
 class CancelRequested(Transition):
@@ -286,7 +324,15 @@ class ServerRebuilt(Transition):
 
 
 class ServerResized(Transition):
-    """The server has the new flavor, to be confirmed."""
+    """The server has the new flavor, to be confirmed; on `new_host`, which older logs do not tell."""
+
+    new_host: str | None = None
+
+    def apply(self, aggregate: Any) -> None:
+        """Assign; what is not told stays."""
+        before = aggregate.new_host
+        super().apply(aggregate)
+        aggregate.new_host = self.new_host or before
 
 
 class ServerMigrated(Transition):
@@ -312,9 +358,16 @@ class AgentAnswered(Transition):
 
 
 class FlavorResizeConfirmed(Transition):
-    """The new flavor holds."""
+    """The new flavor holds; on `host`, which older logs do not tell."""
 
     flavor: Flavor
+    host: str | None = None
+
+    def apply(self, aggregate: Any) -> None:
+        """Assign; what is not told stays."""
+        before = aggregate.host
+        super().apply(aggregate)
+        aggregate.host = self.host or before
 
 
 class MigrationConfirmed(Transition):

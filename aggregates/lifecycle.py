@@ -156,7 +156,7 @@ class InstanceLifecycle(Guards, StateChart[Any]):
     FAILED = State()
     DELETED = State(final=True)
 
-    # Commands.
+    # Commands. A guest whose server is off, or is being turned off, has stopped its database and could not be asked.
     restart_requested = ACTIVE.to(REBOOT.restart_database) | ERROR.to(REBOOT.restart_database)
     reboot_requested = ACTIVE.to(REBOOT.reboot_stop) | ERROR.to(REBOOT.reboot_stop)
     volume_resize_requested = ACTIVE.to(RESIZE.resize_volume_quota)
@@ -187,8 +187,10 @@ class InstanceLifecycle(Guards, StateChart[Any]):
         | REBUILD.to(SHUTDOWN.delete_server)
         | UPDATE.to(SHUTDOWN.delete_database, cond="has_server")
         | UPDATE.to(SHUTDOWN.delete_server)
+        | STOP.stop_server.to(SHUTDOWN.delete_server)
         | STOP.to(SHUTDOWN.delete_database, cond="has_server")
         | STOP.to(SHUTDOWN.delete_server)
+        | START.start_server.to(SHUTDOWN.delete_server)
         | START.to(SHUTDOWN.delete_database, cond="has_server")
         | START.to(SHUTDOWN.delete_server)
         | SHUTOFF.to(SHUTDOWN.delete_server)

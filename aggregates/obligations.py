@@ -410,7 +410,9 @@ OBLIGATIONS: Mapping[str, Owed[Any]] = {
     "resize_flavor_start": _started,
     "resize_flavor_health": _health,
     "resize_flavor_confirm": Owed(
-        "flavor_resize_confirmed", _on_server(ConfirmServer), lambda i: {"flavor": i.new_flavor}
+        "flavor_resize_confirmed",
+        _on_server(ConfirmServer),
+        lambda i: {"flavor": i.new_flavor, "host": i.new_host or i.host},
     ),
     "undo_resize_flavor_server": _reverted,
     "undo_resize_flavor_agent": _agent,

@@ -13,11 +13,12 @@ from uuid import UUID
 import msgspec
 from eventsourcing.utils import register_topic
 
-from aggregates.base import Failure, Intervention, Operation, Parked
+from aggregates.base import Failure, Intervention, LastLook, Operation, Parked
 from aggregates.catalogue import Flavor
 from aggregates.effects import Access, Database, User
 from aggregates.instance import Instance
 from aggregates.quota import NOTHING, Held, OwnLimits, Quota
+from aggregates.resources import Resource
 
 EVERY = 100  # versions between two snapshots of an aggregate
 
@@ -77,6 +78,7 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     attempts: int
     retry_at: datetime | None
     parked: Parked | None
+    last_look: LastLook | None
     last_error: str | None
     intervention: Intervention | None
     unanswered_until: datetime | None
@@ -123,6 +125,8 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     hard: bool
     removed: tuple[str, ...]
     left_behind: tuple[str, ...]
+    skipped: tuple[str, ...]
+    surplus: tuple[Resource, ...]
 
 
 class QuotaSnapshot(Snapshot, frozen=True, kw_only=True):

@@ -121,15 +121,29 @@ def guest_user(instance_id: UUID) -> str:
     return f"{_GUEST}{instance_id}"
 
 
-def _rights(user: str) -> Rights:
+def guest_of(user: str) -> UUID | None:
+    """The instance whose agent's user this is, if it is one's."""
     if not user.startswith(_GUEST):
-        return USERS[user]
-    instance_id = user.removeprefix(_GUEST)
+        return None
+    try:
+        found = UUID(user.removeprefix(_GUEST))
+    except ValueError:
+        return None
+    return found if guest_user(found) == user else None
+
+
+def guest_rights(instance_id: UUID) -> Rights:
+    """What an instance's agent may say and hear."""
     return Rights(
         (heartbeat_subject(instance_id),),
-        (guest_subject(instance_id, "*"), f"{inbox_prefix(user)}.>"),
+        (guest_subject(instance_id, "*"), f"{inbox_prefix(guest_user(instance_id))}.>"),
         replies=True,  # asked by the worker alone, which gives an inbox of its own
     )
+
+
+def _rights(user: str) -> Rights:
+    instance_id = guest_of(user)
+    return USERS[user] if instance_id is None else guest_rights(instance_id)
 
 
 # --- seeds --------------------------------------------------------------------------------------------------------
@@ -234,12 +248,7 @@ class Users:
 
 def _is_user(name: str) -> bool:
     """What names a guest becomes part of its rights, so nothing but an instance's id is taken."""
-    if not name.startswith(_GUEST):
-        return name in USERS or name == SYSTEM
-    try:
-        return guest_user(UUID(name.removeprefix(_GUEST))) == name
-    except ValueError:
-        return False
+    return name in USERS or name == SYSTEM or guest_of(name) is not None
 
 
 def _entry(user: str, public_key: str) -> str:

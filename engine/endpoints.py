@@ -88,15 +88,15 @@ class Vault(Protocol):
         ...
 
 
-# What has the database restarted stops it at some time.
-RESTARTING = frozenset({"StopDatabase", "RestartDatabase"})
+RESTARTING = {"restart", "reboot", "resize_flavor", "migrate", "rebuild"}
 FULL = {"stop_instance", "delete_instance"}
 
 
 def _downtime(command: str, effects: Set[str]) -> str:
     if command in FULL:
         return "full"
-    return "restart" if effects & RESTARTING else "none"
+    # An extension stops the database only where its volume cannot be extended in use.
+    return "restart" if command in RESTARTING or "StopDatabase" in effects else "none"
 
 
 class Endpoints:

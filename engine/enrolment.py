@@ -4,8 +4,7 @@ Guarantees that a one-time token lets in one key, that of its first use; that th
 answers are lost; and that nothing which was sent or is stored here can be used by another. It does not keep whoever
 reads a machine's user data from being quicker than the machine: then the machine is refused, and its create fails.
 
-What is known lies in a NATS KV bucket, for all workers, and outlives them: for each instance its key and the public
-halves of its tokens. Any worker may answer; of two at one moment the revision lets one write.
+Any worker may answer, for what is known lies with the broker, in `engine/enrolled.py`.
 """
 
 from __future__ import annotations
@@ -19,45 +18,27 @@ from uuid import UUID
 
 import msgspec
 import nats.errors
-import nats.js.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import KeyValueConfig, StorageType
-from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
-from nats.js.kv import KeyValue
 
 from engine import nkey
-from engine.broker import COMMAND_STREAM, BrokerError
+from engine.broker import BrokerError
 from engine.clock import Now, monotonic, utc_now
 from engine.clouds.port import FinalError, TransientError, check_permit
+from engine.enrolled import Guest, Guests
 from engine.guest.user_data import Machine, render
 from engine.messages import EnrolReply, EnrolRequest, enrolment_claim, enrolment_subject
 from engine.replies import Answerable
 
-BUCKET = "HOLDFAST_GUESTS"
 LIFETIME = timedelta(hours=2)  # of a token: a create has one by default, and its machine presents itself within it
 GROUP = "enrolment"  # one of several workers answers
 
-_CALL = 5.0  # seconds for one call to the broker
 _KEPT = 8  # tokens of each kind for one instance: as many machines may have been asked for while answers were lost
-_TURNS = 5  # tries to write before somebody else always was quicker
 _PER_SECOND, _BURST = 50.0, 200  # requests of all machines together
 _AT_ONCE = 16
-_AWAY = (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError)
 
 log = structlog.get_logger(__name__)
-
-
-class Guest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of an instance's machine: the public key it speaks by, and the public halves of its tokens.
-
-    `open`: issued, each with the end of its time. `spent`: they let in the present key, or were issued before it.
-    """
-
-    key: str | None = None
-    open: dict[str, datetime] = {}
-    spent: tuple[str, ...] = ()
 
 
 class EnrolmentRefused(Exception):  # noqa: N818 - an answer, not a defect
@@ -266,83 +247,6 @@ class Enrolment:
             await message.respond(msgspec.json.encode(reply))
         except nats.errors.Error as error:
             log.warning("enrolment_reply_lost", reason=str(error))
-
-
-class Guests:
-    """The bucket. Its calls raise `TransientError` while the broker is away."""
-
-    def __init__(self, client: Client) -> None:
-        self._stream = client.jetstream(timeout=_CALL)
-        self._bucket: KeyValue | None = None
-
-    async def get(self, instance_id: UUID) -> Guest | None:
-        """What is known of the instance's machine; None when its credentials do not exist."""
-        try:
-            bucket = await self._opened()
-            return msgspec.json.decode((await bucket.get(str(instance_id))).value or b"{}", type=Guest)
-        except KeyNotFoundError:
-            return None
-        except _AWAY as error:
-            raise self._away(error) from error
-
-    async def open(self, instance_id: UUID) -> None:
-        """There is a guest."""
-        try:
-            bucket = await self._opened()
-            await bucket.create(str(instance_id), msgspec.json.encode(Guest()))
-        except KeyWrongLastSequenceError:
-            return  # there is one
-        except _AWAY as error:
-            raise self._away(error) from error
-
-    async def change(self, instance_id: UUID, change: Callable[[Guest], Guest]) -> Guest | None:
-        """The guest as changed; None when there is none. What `change` raises goes through, and nothing is changed."""
-        try:
-            return await self._change(instance_id, change)
-        except KeyNotFoundError:
-            return None
-        except _AWAY as error:
-            raise self._away(error) from error
-
-    async def _change(self, instance_id: UUID, change: Callable[[Guest], Guest]) -> Guest:
-        bucket = await self._opened()
-        for _ in range(_TURNS):
-            entry = await bucket.get(str(instance_id))
-            before = msgspec.json.decode(entry.value or b"{}", type=Guest)
-            after = change(before)
-            if after == before:
-                return after
-            try:
-                await bucket.update(str(instance_id), msgspec.json.encode(after), last=entry.revision)
-            except KeyWrongLastSequenceError:
-                continue
-            return after
-        raise TransientError("enrolment_contended", f"others changed instance {instance_id} at the same time")
-
-    async def forget(self, instance_id: UUID) -> None:
-        """There is no guest, nor a trace of one."""
-        try:
-            await self._opened()
-            await self._stream.purge_stream(f"KV_{BUCKET}", subject=f"$KV.{BUCKET}.{instance_id}")
-        except _AWAY as error:
-            raise self._away(error) from error
-
-    async def _opened(self) -> KeyValue:
-        if self._bucket is None:
-            self._bucket = await self._open()
-        return self._bucket
-
-    async def _open(self) -> KeyValue:
-        try:
-            return await self._stream.key_value(BUCKET)
-        except nats.js.errors.NotFoundError:
-            commands = await self._stream.stream_info(COMMAND_STREAM)
-            config = KeyValueConfig(bucket=BUCKET, storage=StorageType.FILE, replicas=commands.config.num_replicas or 1)
-            return await self._stream.create_key_value(config)
-
-    def _away(self, error: Exception) -> TransientError:
-        self._bucket = None
-        return TransientError("broker_away", f"the guests' credentials cannot be reached: {str(error) or repr(error)}")
 
 
 class _Rate:

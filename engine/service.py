@@ -22,6 +22,7 @@ from nats.aio.client import Client
 from aggregates.base import Event
 from engine import crash_environment
 from engine.broker import BrokerError, BrokerSettings, connect, ensure_streams, require_durable, shown
+from engine.callout import Callout
 from engine.clouds.local import LocalCloud
 from engine.clouds.port import Cloud
 from engine.clouds.simulated import SimulatedGuests
@@ -32,6 +33,7 @@ from engine.enrolment import Access, Enrolment
 from engine.guest.datastores.catalogue import KNOWN, available
 from engine.guests import Guests
 from engine.listening import Listening
+from engine.observer import OBSERVE_EVERY
 from engine.payer import GuestPort
 from engine.state import StateDirectory
 from engine.store import EventLog, EventStore, open_log, open_store, when_available
@@ -48,13 +50,15 @@ log = structlog.get_logger(__name__)
 LOCAL = "local"
 OPENSTACK = "openstack"
 SIMULATED = "simulated:"
+CALLOUT_ACCOUNT = "HOLDFAST"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a process is told. `broker` None: the embedded one, `listening` on `port`. `store_url` None: SQLite.
 
     `durable_broker`: the operator vouches that a broker which is not ours keeps what it acknowledges.
-    `guest_seed`: the NKey seed that guests use with such a broker. `cloud`: `local`; `openstack`, or with a colon and
+    `guest_seed`: the NKey seed that guests use with such a broker, or enrol with. `callout_seed`: that of the account
+    key by which it lets guests of `callout_account` in. `cloud`: `local`; `openstack`, or with a colon and
     the name of an entry of clouds.yaml, as `cloud_config` says; or `simulated:` and the path of a socket.
     """
 
@@ -66,8 +70,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     run_as: tuple[int, int] | None = None
     mount: bool = True
     in_flight: int = 64
+    observe_every: float = OBSERVE_EVERY
     durable_broker: bool = False
     guest_seed: Path | None = None
+    callout_seed: Path | None = None
+    callout_account: str = CALLOUT_ACCOUNT
     cloud: str = LOCAL
     cloud_config: Path | None = None
 
@@ -192,7 +199,7 @@ class _Process:
         await require_durable(client.jetstream(), embedded=broker is not None, declared=settings.durable_broker)
         vault = Vault(self.state.vault)
         cloud, guests = self._cloud(client, broker, vault)
-        return Worker(client, store, cloud, guests, vault).run()
+        return Worker(client, store, cloud, guests, vault, observe_every=settings.observe_every).run()
 
     def _cloud(self, client: Client, broker: EmbeddedBroker | None, vault: Vault) -> tuple[Cloud, GuestPort]:
         settings = self._settings
@@ -239,7 +246,12 @@ class _Process:
             return Enrolment(client, GuestCredentials(broker), lambda: access)
         foreign, seed = self._foreign(), self._settings.guest_seed
         access = Access(url=foreign.url, ca=_text(foreign.tls_ca), seed=_text(seed))
-        return Enrolment(client, SharedCredentials(seed), lambda: access)
+        issuer = _text(self._settings.callout_seed)
+        if issuer is None:
+            return Enrolment(client, SharedCredentials(seed), lambda: access)
+        callout = Callout(client, issuer, self._settings.callout_account)
+        self.add("callout", callout.run())
+        return Enrolment(client, callout, lambda: access)
 
     def url(self, broker: EmbeddedBroker | None) -> str:
         """Where agents find the broker."""

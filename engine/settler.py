@@ -2,7 +2,9 @@
 
 One task and at most one effect in flight for each aggregate; whatever dies, the next start lists who owes and goes on
 under the same idempotency keys. An effect may be paid twice across a crash, never with two results: effects ensure.
-A call whose answer nobody knows is recorded, and what would miss its late effect is paid only after that.
+A call whose answer nobody knows is recorded, and what would miss its late effect is paid only after that. A failure is
+final only when nobody is left in doubt: where a call may have done all the same what is owed, or may yet, and nothing
+would undo it, it is looked at once more when no call can act any longer.
 
 At its operation's deadline a state that can fail does, at once if it only waits; a call that runs is answered first,
 and what it did counts. Where there is no way back a passed deadline parks at the next failure; what undoes is bounded
@@ -28,8 +30,10 @@ from engine.clock import Now, monotonic, utc_now
 from engine.clouds.port import (
     FinalError,
     PayError,
+    TooEarlyError,
     UnknownOutcomeError,
     Waiting,
+    only_looks,
     others_act_until,
     permit,
     waiting,
@@ -83,7 +87,10 @@ class Settler(Listener):
         self._unanswered: dict[UUID, float] = {}
         self._retry: dict[UUID, float] = {}
         self._begun: set[UUID] = set()  # here, so that nobody can have paid for it before
-        self._taken_over: dict[UUID, tuple[int, float]] = {}
+        # The same of the state entered at that version: until when a call may be carried out whose outcome is not
+        # known, ours or that of whoever paid before; and until when it must not be made again.
+        self._in_doubt: dict[UUID, tuple[int, float]] = {}
+        self._not_alone: dict[UUID, tuple[int, float]] = {}
         store.listen(self._on_commit)
 
     @property
@@ -165,7 +172,8 @@ class Settler(Listener):
         del self._tasks[aggregate_id], self._changed[aggregate_id]
         self._unanswered.pop(aggregate_id, None)
         self._retry.pop(aggregate_id, None)
-        self._taken_over.pop(aggregate_id, None)
+        self._in_doubt.pop(aggregate_id, None)
+        self._not_alone.pop(aggregate_id, None)
         if aggregate_id not in self._again:
             self._begun.discard(aggregate_id)
 
@@ -196,7 +204,7 @@ class Settler(Listener):
                         return
                     deadline = _deadline(turn.aggregate)
                     if deadline is not None and self._is_over(deadline):
-                        self._fail_late(turn.aggregate, deadline)
+                        self._fail_late(turn.aggregate, owed, deadline)
                         await self._hot.commit(turn)
                         continue
                     pause_until = _latest(turn.aggregate.retry_at, owed.not_before)
@@ -219,11 +227,17 @@ class Settler(Listener):
         begun_here = turn.aggregate_id in self._begun
         self._begun.discard(turn.aggregate_id)
         if owed is not None and not begun_here:
-            until = monotonic() + self._latest_effect.total_seconds()
-            self._taken_over[owed.aggregate_id] = (owed.entered, until)
+            self._doubt(owed, self._latest_effect.total_seconds(), self._latest_effect.total_seconds())
         if owed is not None and ((owed.effect.makes and not begun_here) or turn.aggregate.overtaken):
             self._note_unanswered(turn.aggregate, owed.effect)
             await self._hot.commit(turn)
+
+    def _doubt(self, owed: Obligation, seconds: float, alone_after: float) -> None:
+        """For so long a call of it may be carried out whose outcome is not known, and must not be made again."""
+        for known, after in ((self._in_doubt, seconds), (self._not_alone, alone_after)):
+            entered, until = known.get(owed.aggregate_id, (owed.entered, 0.0))
+            until = until if entered == owed.entered else 0.0
+            known[owed.aggregate_id] = (owed.entered, max(until, monotonic() + after))
 
     def _note_unanswered(self, aggregate: Lifecycled, effect: Effect) -> None:
         if self._latest_effect:
@@ -292,8 +306,10 @@ class Settler(Listener):
         aggregate.note("LateOutcome", at=self._now(), effect=owed.effect.type_name, facts=facts)
 
     def _record(self, aggregate: Lifecycled, owed: Obligation, outcome: dict[str, Any] | PayError) -> None:
-        if isinstance(outcome, UnknownOutcomeError) and owed.effect.makes:
-            self._note_unanswered(aggregate, owed.effect)
+        if isinstance(outcome, UnknownOutcomeError):
+            if owed.effect.makes:
+                self._note_unanswered(aggregate, owed.effect)
+            self._doubt(owed, self._latest_effect.total_seconds(), outcome.retry_after)
         if aggregate.entered != owed.entered:
             if isinstance(outcome, dict) and outcome:
                 self._note_late(aggregate, owed, outcome)
@@ -334,8 +350,9 @@ class Settler(Listener):
 
     async def _paying(self, owed: Obligation, mark: Waiting) -> Mapping[str, Any]:
         waiting.set(mark)
-        entered, until = self._taken_over.get(owed.aggregate_id, (0, 0.0))
-        others_act_until.set(until if entered == owed.entered else 0.0)
+        entered, until = self._not_alone.get(owed.aggregate_id, (0, 0.0))
+        others_act_until.set(until if entered == owed.entered and owed.last_look is None else 0.0)
+        only_looks.set(owed.last_look is not None)
         return await self._pay(owed.effect, owed.key)
 
     async def _gave_up(self, owed: Obligation, paying: asyncio.Task[Mapping[str, Any]], mark: Waiting) -> bool:
@@ -351,20 +368,20 @@ class Settler(Listener):
             return paying.cancelled()
         return False
 
-    def _fail_late(self, aggregate: Lifecycled, deadline: datetime) -> None:
+    # --- failing --------------------------------------------------------------------------------------------------
+
+    def _fail_late(self, aggregate: Lifecycled, owed: Obligation, deadline: datetime) -> None:
         message = f"it was not done by its deadline, {deadline:%Y-%m-%d %H:%M:%S} UTC"
         if aggregate.last_error is not None:
             message += f"; last error: {aggregate.last_error}"
         log.warning("deadline_exceeded", aggregate_id=str(aggregate.id), state=aggregate.state, error=message)
-        failure = Failure(code="deadline_exceeded", message=message, state=aggregate.state)
-        aggregate.take("failed", at=self._now(), failure=failure)
+        self._fail(aggregate, owed, Failure(code="deadline_exceeded", message=message, state=owed.state))
 
     def _record_failure(self, aggregate: Lifecycled, owed: Obligation, error: PayError) -> None:
-        now = self._now()
         attempt = aggregate.attempts + 1
-        forward = aggregate.can("failed")
-        late = not aggregate.undoing and aggregate.operation is not None and now >= aggregate.operation.deadline
-        tried_out = attempt >= owed.attempts
+        final = isinstance(error, FinalError)
+        operation = aggregate.operation if not aggregate.undoing and owed.last_look is None else None
+        late = operation is not None and self._is_over(operation.deadline)
         log.warning(
             "effect_failed",
             aggregate_id=str(aggregate.id),
@@ -374,26 +391,48 @@ class Settler(Listener):
             code=error.code,
             error=error.message,
         )
-        if not isinstance(error, FinalError) and not tried_out and not late:
-            pause = max(_next_pause(attempt, self._jitter()), error.retry_after)
-            self._retry[aggregate.id] = monotonic() + pause
-            aggregate.note(
-                "AttemptFailed",
-                at=now,
-                effect=owed.effect.type_name,
-                attempt=attempt,
-                code=error.code,
-                message=error.message,
-                retry_at=now + timedelta(seconds=pause),
-            )
-        elif forward:
-            code = "deadline_exceeded" if late and not isinstance(error, FinalError) else error.code
-            failure = Failure(code=code, message=error.message, state=owed.state)
-            aggregate.take("failed", at=now, failure=failure)
+        if isinstance(error, TooEarlyError) or not (final or late or attempt >= owed.attempts):
+            self._note_attempt(aggregate, owed, attempt, error)
+            return
+        code = "deadline_exceeded" if late and not final and aggregate.can("failed") else error.code
+        message = error.message
+        if owed.last_look is not None:
+            code = owed.last_look.code
+            message = f"{owed.last_look.message}; looked at again when no call could act any longer: {message}"
+        self._fail(aggregate, owed, Failure(code=code, message=message, state=owed.state))
+
+    def _note_attempt(self, aggregate: Lifecycled, owed: Obligation, attempt: int, error: PayError) -> None:
+        now = self._now()
+        pause = max(_next_pause(attempt, self._jitter()), error.retry_after)
+        self._retry[aggregate.id] = monotonic() + pause
+        aggregate.note(
+            "AttemptFailed",
+            at=now,
+            effect=owed.effect.type_name,
+            attempt=attempt,
+            code=error.code,
+            message=error.message,
+            retry_at=now + timedelta(seconds=pause),
+        )
+
+    def _fail(self, aggregate: Lifecycled, owed: Obligation, failure: Failure) -> None:
+        """It counts as failed, but for a last look where a call may have done it."""
+        about = {"effect": owed.effect.type_name, "code": failure.code, "message": failure.message}
+        if owed.last_look is None and self._is_in_doubt(owed):
+            _, until = self._in_doubt[aggregate.id]
+            self._retry[aggregate.id] = until
+            now = self._now()
+            due_at = now + timedelta(seconds=max(0.0, until - monotonic()))
+            aggregate.note("LastLookDue", at=now, due_at=due_at, **about)
+        elif aggregate.can("failed"):
+            aggregate.take("failed", at=self._now(), failure=failure)
         else:
-            aggregate.note(
-                "OperationParked", at=now, effect=owed.effect.type_name, code=error.code, message=error.message
-            )
+            aggregate.note("OperationParked", at=self._now(), **about)
+
+    def _is_in_doubt(self, owed: Obligation) -> bool:
+        """Whether a call of this state's may have been carried out, or may yet, and what it does would stay."""
+        entered, _ = self._in_doubt.get(owed.aggregate_id, (0, 0.0))
+        return owed.effect.lasts and entered == owed.entered
 
 
 def _owed(turn: Turn) -> Obligation | None:
@@ -404,8 +443,8 @@ def _owed(turn: Turn) -> Obligation | None:
 
 
 def _deadline(aggregate: Lifecycled) -> datetime | None:
-    """When what is owed counts as failed; None where nothing leads back."""
-    if aggregate.operation is None or not aggregate.can("failed"):
+    """When what is owed counts as failed; None where nothing leads back, and once there is only a last look to take."""
+    if aggregate.operation is None or aggregate.last_look is not None or not aggregate.can("failed"):
         return None
     return aggregate.operation.deadline
 

@@ -12,6 +12,7 @@ import asyncio
 import fcntl
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,7 @@ from eventsourcing.persistence import IntegrityError, PersistenceError, StoredEv
 
 from aggregates.base import Event
 from aggregates.health import Health, HealthForgotten, HealthWatched
+from aggregates.instance_events import SurplusDeleted, SurplusFound
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from aggregates.snapshots import Snapshot
 from engine.clock import monotonic
@@ -169,6 +171,17 @@ class EventLog:
                 found[_uuid(notification.originator_id)] = notification.topic == HealthWatched.TOPIC
             after = page[-1].id
         return [health for health_id, watched in found.items() if watched for health in self._readable(health_id)]
+
+    def with_surplus(self) -> set[UUID]:
+        """The instances of which more was found to be surplus than is gone."""
+        topics = [SurplusFound.TOPIC, SurplusDeleted.TOPIC]
+        left: Counter[UUID] = Counter()
+        after = 0
+        while page := self.recorder.select_notifications(after, 1000, topics=topics, inclusive_of_start=False):
+            for notification in page:
+                left[_uuid(notification.originator_id)] += 1 if notification.topic == SurplusFound.TOPIC else -1
+            after = page[-1].id
+        return {instance_id for instance_id, count in left.items() if count}
 
     def _readable(self, aggregate_id: UUID) -> list[Any]:
         """The aggregate, or nothing where a newer version has written to it: that is left to others."""
@@ -435,6 +448,10 @@ class EventStore:
     async def watched(self) -> list[Health]:
         """The health of every instance whose beats are listened for."""
         return await self._reading(self.log.watched)
+
+    async def with_surplus(self) -> set[UUID]:
+        """The instances of which more was found to be surplus than is gone."""
+        return await self._reading(self.log.with_surplus)
 
     async def read(self, after: int, limit: int) -> list[Stored]:
         """Up to `limit` events of the log after the position; a `Stranger` for one that is not known."""

@@ -1,4 +1,4 @@
-"""The composition root of a worker: inbox, settler, outbox, health and endpoints around one store and one cloud.
+"""The composition root of a worker: inbox, settler, outbox, health, observer, endpoints; one store and one cloud.
 
 All or nothing: when one of them ends by a defect the worker ends, for whoever supervises it to start it anew; nothing
 is lost by that.
@@ -21,6 +21,7 @@ from engine.health import HealthMonitor
 from engine.hot import HotAggregates
 from engine.inbox import Inbox
 from engine.nudges import Nudge, Nudges
+from engine.observer import OBSERVE_EVERY, Observer
 from engine.outbox import Outbox
 from engine.partitions import Leases, Ownership, Sole
 from engine.payer import ACTOR, GuestPort, Payer
@@ -37,6 +38,7 @@ CATALOGUE_RETRY = 2.0  # seconds, while nothing is known of it
 class Worker:
     """Makes things happen until cancelled. `jitter` spreads retries: a number from 0 to 1 each time.
 
+    `observe_every`: seconds between two looks at all that the cloud holds; 0 for none.
     `ownership`: shared out among all workers of the store, where it takes several; all of it where it takes one.
     """
 
@@ -48,6 +50,7 @@ class Worker:
         guests: GuestPort,
         vault: Vault,
         *,
+        observe_every: float = OBSERVE_EVERY,
         ownership: Ownership | None = None,
         now: Now = utc_now,
         jitter: Callable[[], float] = random.random,
@@ -57,6 +60,7 @@ class Worker:
         self._cloud = cloud
         self._guests = guests
         self._vault = vault
+        self._observe_every = observe_every
         self._ownership = ownership
         self._now = now
         self._jitter = jitter
@@ -101,6 +105,18 @@ class Worker:
             "endpoints": Endpoints(client, store, self._vault, self._offered, ownership, self._now).run(),
             "catalogue": self._refresh_catalogue(),
         }
+        if self._observe_every:
+            observer = Observer(
+                store,
+                hot,
+                self._cloud,
+                payer.pay,
+                every=self._observe_every,
+                ownership=ownership,
+                now=self._now,
+                jitter=self._jitter,
+            )
+            parts["observer"] = observer.run()
         if store.shared:
             parts["nudges"] = Nudges(client, store, heard, internal=ACTOR).run()
         log.info("worker_started")

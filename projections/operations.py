@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from aggregates.base import AttemptFailed, OperationParked, RetryRequested, Transitioned
+from aggregates.base import AttemptFailed, LastLookDue, OperationParked, RetryRequested, Transitioned
 from aggregates.instance_events import CancelRequested, OperationAbandoned
 from engine.messages import Outcome
 from projections.answers import Error, OperationAnswer, StatePassed
@@ -127,6 +127,10 @@ def _progress(rows: Rows, project: str, kind: str, operation_id: str, aggregate_
                 key,
                 {"attempts": event.attempt, "error": error, "retry_at": stamp(event.retry_at), "effect": event.effect},
             )
+        case LastLookDue():
+            error = as_json(Error(code=event.code, message=event.message))
+            due = {"attempts": 0, "error": error, "retry_at": stamp(event.due_at), "effect": event.effect}
+            rows.update("operations", key, due)
         case OperationParked():
             error = as_json(Error(code=event.code, message=event.message))
             rows.update("operations", key, {"parked": 1, "error": error, "retry_at": None, "effect": event.effect})

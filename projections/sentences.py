@@ -91,6 +91,10 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
     "instance.OperationParked": lambda e: (
         f"{e.effect} cannot be paid ({e.code}): {e.message}; it waits for an operator."
     ),
+    "instance.LastLookDue": lambda e: (
+        f"{e.effect} failed ({e.code}): {e.message}; a call of it may have done it, or may yet, so at "
+        f"{e.due_at:%Y-%m-%d %H:%M:%S} UTC it is looked whether it is done."
+    ),
     "instance.LateOutcome": lambda e: (
         f"What {e.effect} has made became known when its state had ended: "
         f"{', '.join(f'{name} {value}' for name, value in e.facts.items()) or 'nothing'}."
@@ -113,6 +117,10 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
         if e.removed
         else "No call that went unanswered has left anything too many."
     ),
+    "instance.SurplusFound": lambda e: (
+        f"The cloud holds the {e.found}, which bears the instance's name and is none of its own: it is to be removed."
+    ),
+    "instance.SurplusDeleted": lambda e: f"The surplus {e.removed} is gone.",
     "quota.ReservationChanged": lambda e: (
         f"The quota holds {e.held.ram} MiB and {e.held.volumes} GiB for instance {e.instance_id}."
     ),

@@ -62,7 +62,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "broker_unreachable": ("No broker took the connection in time.", "Start the broker, or correct the address."),
     "call_in_flight": (
-        "A worker ended while it called the cloud, and that call may still be carried out.",
+        "A call made before may still be carried out: a worker ended while it made it, or its answer is missing.",
         "Nothing: it is looked again, and called again when no call can be under way.",
     ),
     "cancelled": (
@@ -76,6 +76,10 @@ CODES: dict[str, tuple[str, str]] = {
     "cannot_mount": ("The local cloud may not mount the volume.", "Run it as root, or leave the limit of size off."),
     "cloud_busy": ("The cloud takes no more calls for now.", "Nothing: it is tried again when the cloud says."),
     "cloud_error": ("The cloud refused or broke; the message is its own.", "Read the message."),
+    "cloud_forbidden": (
+        "The cloud does not let the engine's user do that.",
+        "Give it [the right](../how-to/give-holdfast-its-rights-on-openstack.md).",
+    ),
     "cloud_misconfigured": (
         "The cloud's configuration names what the cloud has not, or its credentials are incomplete.",
         "Correct the configuration: `holdfast cloud check` says what is missing.",
@@ -145,8 +149,8 @@ CODES: dict[str, tuple[str, str]] = {
         "Rename or remove it.",
     ),
     "no_address": (
-        "The local cloud has no address left, or the instance has none to connect to.",
-        "Delete what is not needed; or wait until the instance is ACTIVE.",
+        "The local cloud has no address left, OpenStack's network gives none, or the instance has none to connect to.",
+        "Delete what is not needed; give the network a subnet; or wait until the instance is ACTIVE.",
     ),
     "no_engine": ("Nobody serves this state directory.", "Start the engine."),
     "no_responders": ("Nobody answers this query.", "Start the engine."),
@@ -154,6 +158,10 @@ CODES: dict[str, tuple[str, str]] = {
     "no_valid_host": (
         "No host of the cloud has room for the server, or fits its group.",
         "Choose another flavor, zone or host, or give the cloud more room.",
+    ),
+    "not_carried_out": (
+        "A last look found that what no try has had answered did not come about.",
+        "Nothing: the operation fails, or is parked, with the words of the last try.",
     ),
     "not_decided": ("A command of the engine's own was not decided in time.", "Nothing: it is tried again."),
     "not_found": ("The project has nothing of this id.", "Correct id or project; a read model may be a moment behind."),
@@ -241,6 +249,14 @@ CODES: dict[str, tuple[str, str]] = {
     "vault_key_missing": ("The vault's key is gone, and secrets are there.", "Restore it, or put the secrets again."),
     "version_missing": ("The machine has another version of the datastore.", "Install the one, or ask for the other."),
     "version_unknown": ("The datastore's program does not tell its version.", "Install it anew."),
+    "volume_ambiguous": (
+        "Several disks of the machine may be its volume.",
+        "Name the right one in the image's configuration.",
+    ),
+    "volume_foreign": (
+        "The disk that should be the volume holds what was not made here.",
+        "Attach the instance's own volume.",
+    ),
     "wrong_facts": (
         "A cloud or a guest answered with other facts than the event records; nothing of it was recorded.",
         "The operation takes its way back. Report it with the message: it is a defect of that cloud or agent.",

@@ -45,7 +45,14 @@ Durable = Annotated[
     bool,
     typer.Option("--durable-broker", help="You vouch that this broker keeps what it acknowledges."),
 ]
-GuestSeed = Annotated[Path | None, typer.Option("--guest-seed", help="File with the NKey seed that guests use there.")]
+GuestSeed = Annotated[
+    Path | None, typer.Option("--guest-seed", help="File with the NKey seed that guests use there, or enrol with.")
+]
+CalloutSeed = Annotated[
+    Path | None,
+    typer.Option("--callout-seed", help="File with the account seed by which that broker's auth callout is answered."),
+]
+CalloutAccount = Annotated[str, typer.Option("--callout-account", help="Account of that broker in which guests are.")]
 Cloud = Annotated[
     str,
     typer.Option(
@@ -60,6 +67,12 @@ CloudConfig = Annotated[
     typer.Option("--cloud-config", help="File that says how OpenStack is used.", envvar="HOLDFAST_CLOUD_CONFIG"),
 ]
 InFlight = Annotated[int, typer.Option(help="Calls to the cloud at once.", min=1)]
+ObserveEvery = Annotated[
+    float,
+    typer.Option(
+        help="Seconds between two looks at all that the cloud holds, to find what is surplus; 0: none.", min=0
+    ),
+]
 RunAs = Annotated[str | None, typer.Option(help="user-id:group-id of the guests when started by root.")]
 JsonLog = Annotated[bool, typer.Option("--json-log", help="Log in JSON.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Log more.")]
@@ -97,12 +110,15 @@ def up(
     tls_key: Key = None,
     durable_broker: Durable = False,
     guest_seed: GuestSeed = None,
+    callout_seed: CalloutSeed = None,
+    callout_account: CalloutAccount = "HOLDFAST",
     store: Store = None,
     cloud: Cloud = "local",
     cloud_config: CloudConfig = None,
     run_as: RunAs = None,
     mount: Annotated[bool, typer.Option(help="Under root, give volumes a hard limit by mounting images.")] = True,
     in_flight: InFlight = 64,
+    observe_every: ObserveEvery = 60.0,
     json_log: JsonLog = False,
     verbose: Verbose = False,
 ) -> None:
@@ -117,12 +133,15 @@ def up(
         listening=_listening(broker_listen, broker_cert, broker_key, broker_ca),
         durable_broker=durable_broker,
         guest_seed=guest_seed,
+        callout_seed=callout_seed,
+        callout_account=callout_account,
         store_url=store,
         cloud=cloud,
         cloud_config=cloud_config,
         run_as=_user(run_as),
         mount=mount,
         in_flight=in_flight,
+        observe_every=observe_every,
     )
     _run(service.run_up(settings))
 
@@ -137,11 +156,14 @@ def worker(
     tls_key: Key = None,
     durable_broker: Durable = False,
     guest_seed: GuestSeed = None,
+    callout_seed: CalloutSeed = None,
+    callout_account: CalloutAccount = "HOLDFAST",
     store: Store = None,
     cloud: Cloud = "local",
     cloud_config: CloudConfig = None,
     run_as: RunAs = None,
     in_flight: InFlight = 64,
+    observe_every: ObserveEvery = 60.0,
     json_log: JsonLog = False,
     verbose: Verbose = False,
 ) -> None:
@@ -154,11 +176,14 @@ def worker(
         broker=_broker(nats, seed, creds, tls_ca, tls_cert, tls_key),
         durable_broker=durable_broker,
         guest_seed=guest_seed,
+        callout_seed=callout_seed,
+        callout_account=callout_account,
         store_url=store,
         cloud=cloud,
         cloud_config=cloud_config,
         run_as=_user(run_as),
         in_flight=in_flight,
+        observe_every=observe_every,
     )
     _run(service.run_worker(settings))
 

@@ -7,14 +7,15 @@ makes at most one mutating call for each resource. How long a call may take is e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, Protocol
 
 from aggregates.catalogue import Catalogue
-from aggregates.effects import CloudEffect
+from aggregates.effects import CloudEffect, ResourceAbsent
+from aggregates.resources import Resource
 from engine.clock import monotonic
 
 Facts = Mapping[str, Any]
@@ -40,9 +41,13 @@ class TransientError(PayError):
 
 
 class UnknownOutcomeError(TransientError):
-    """A call that makes or changes something went out and its answer is missing: it may have been carried out, or may
-    yet be, until the cloud's `latest_effect` after it began.
+    """A call that makes or changes something went out and its answer is missing, or what it began has not been seen to
+    end: it may have been carried out, or may yet be, until the cloud's `latest_effect` after it began.
     """
+
+
+class TooEarlyError(TransientError):
+    """It was not tried, since a call made before may still act. No deadline makes a failure of that."""
 
 
 class FinalError(PayError):
@@ -59,19 +64,33 @@ def check_permit() -> None:
         check()
 
 
-# Until when, by the loop's time, a call of whoever paid the same before may still be carried out.
+# Until when, by the loop's time, a call made before for the same may still be carried out.
 others_act_until: ContextVar[float] = ContextVar("others_act_until", default=0.0)
 
 
 def check_alone() -> None:
-    """Every adapter asks before a call of which nothing keeps a second one from being carried out as well."""
+    """Every adapter asks before a call of which nothing keeps a second one from being carried out as well.
+
+    Raises `TooEarlyError` while one made before may act.
+    """
     remaining = others_act_until.get() - monotonic()
     if remaining > 0:
-        raise TransientError(
+        raise TooEarlyError(
             "call_in_flight",
-            "a call of a process that has ended may still be carried out; it is not repeated before that is over",
+            "a call made before may still be carried out; it is not repeated before that is over",
             retry_after=remaining,
         )
+
+
+# Whether this payment may only look: no try is left, and a call whose outcome nobody knows may have brought about what
+# is owed.
+only_looks: ContextVar[bool] = ContextVar("only_looks", default=False)
+
+
+def check_may_change() -> None:
+    """Every adapter asks before it changes anything. Raises `FinalError` when this payment may only look."""
+    if only_looks.get():
+        raise FinalError("not_carried_out", "it has not come about")
 
 
 class Waiting:
@@ -101,6 +120,16 @@ class Waiting:
             yield
         finally:
             self._begun.clear()
+
+
+def refuse_stranger(effect: ResourceAbsent, name: str | None) -> None:
+    """Every adapter asks before it removes by id alone. Raises `FinalError` when the resource has another name."""
+    if name != effect.name:
+        raise FinalError(
+            "conflict",
+            f"{effect.kind} {effect.resource_id} is named {name}, not {effect.name}: it is not removed; "
+            "give it its name back, or remove it yourself",
+        )
 
 
 waiting: ContextVar[Waiting | None] = ContextVar("waiting", default=None)
@@ -145,6 +174,13 @@ class Cloud(Protocol):
 
     async def catalogue(self) -> Catalogue:
         """What this cloud offers."""
+        ...
+
+    async def inventory(self) -> Sequence[Resource]:
+        """All that it holds of what effects make, in a few calls whatever its number, also what others have made.
+
+        A list, which may be older than what was just done. Raises `TransientError` or `FinalError`.
+        """
         ...
 
     async def pay(self, effect: CloudEffect, key: str) -> Facts:

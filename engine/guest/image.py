@@ -18,12 +18,13 @@ class Image(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     `mount`: where the volume is mounted. `device`: its block device, for a hypervisor that always gives it the same
     name; None: the one disk with the serial of a volume that is not in use. `address`: where databases listen; None:
-    the address of the instance's port.
+    the address of the instance's port. `user`: whose the volume is, and as whom agent and database run.
     """
 
     mount: Path = Path("/var/lib/holdfast")
     device: Path | None = None
     address: str | None = None
+    user: str = "holdfast"
 
     @property
     def agent(self) -> Path:

@@ -14,7 +14,7 @@ import msgspec
 MACHINE = Path("/etc/holdfast/machine.json")  # where cloud-init puts it
 _HEADER = b"#cloud-config\n"
 _DRIVE = Path("openstack/latest/user_data")  # on a config drive
-_UNITS = ("holdfast-volume.service", "holdfast-agent.service")
+_UNIT = "holdfast-volume.service"  # which starts the agent once the volume is mounted
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,9 +55,9 @@ class _CloudConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def render(machine: Machine) -> bytes:
-    """The user data: the machine's file, readable by root alone, and the start of its services."""
+    """The user data: the machine's file, readable by root alone, and a look at its disks."""
     told = _File(path=str(MACHINE), permissions="0600", content=msgspec.json.encode(machine).decode())
-    start = ["systemctl", "enable", "--now", "--no-block", *_UNITS]
+    start = ["systemctl", "start", "--no-block", _UNIT]
     return _HEADER + msgspec.json.encode(_CloudConfig(write_files=[told], runcmd=[start])) + b"\n"
 
 

@@ -10,13 +10,28 @@ import pytest
 from aggregates.base import Event, Lifecycled, Transitioned
 from aggregates.commands import ReleaseBackup, ReleaseQuota, ReserveBackup, ReserveQuota, SetQuota
 from aggregates.health import Health, HealthStatus
+from aggregates.instance import Instance
 from aggregates.obligations import quota_id
+from aggregates.observation import note_removed, note_surplus
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
+from aggregates.resources import Resource, ResourceKind
 from engine.mapper import MsgspecMapper
 from engine.store import fold
 from tests.aggregates.event_classes import concrete
-from tests.support.given import NOON, YIELDS, advance, context, everywhere, intervention, park, pay, requested, started
+from tests.support.given import (
+    NOON,
+    YIELDS,
+    active,
+    advance,
+    context,
+    everywhere,
+    intervention,
+    park,
+    pay,
+    requested,
+    started,
+)
 
 ID = UUID(int=1)
 
@@ -32,6 +47,7 @@ def lived() -> list[Any]:
         instance.note("AttemptFailed", at=NOON, attempt=1, retry_at=NOON, **note)
         instance.note("OperationParked", at=NOON, **note)
         instance.note("CallUnanswered", at=NOON, effect="EnsureServer", until=NOON)
+        instance.note("LastLookDue", at=NOON, due_at=NOON, **note)
         instance.note("LateOutcome", at=NOON, effect="EnsureServer", facts=YIELDS["server_created"])
         pay(instance)
     quota = Quota.create(quota_id("acme"), ReserveQuota(instance_id=ID, ram=1, volumes=1), context())
@@ -42,7 +58,16 @@ def lived() -> list[Any]:
     health = Health.watch(ID, project="acme", partition=7, at=NOON)
     health.observe(HealthStatus.DOWN, "no heartbeat for 31 s", at=NOON)
     health.forget(at=NOON)
-    return [*instances, *intervened(), quota, health]
+    return [*instances, *intervened(), observed(), quota, health]
+
+
+def observed() -> Instance:
+    """An instance of whose name the cloud held a second volume."""
+    instance = active()
+    volume = Resource(kind=ResourceKind.VOLUME, id="volume-2", name=instance.resource_name, size=1)
+    note_surplus(instance, volume, at=NOON)
+    note_removed(instance, volume, at=NOON)
+    return instance
 
 
 def intervened() -> list[Any]:

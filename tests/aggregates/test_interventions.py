@@ -273,7 +273,7 @@ def test_where_something_must_be_true_a_skip_needs_the_facts_that_say_so(state: 
     assert refusal.code == "forbidden_state"
     assert "is no absence; make it true by hand" in refusal.message
     missing = instance.to_yield()
-    good: dict[type[Any], Any] = {str: "by-hand", int: 5432}
+    good: dict[Any, Any] = {str: "by-hand", str | None: "by-hand", int: 5432}
     facts = {name: good[kind] for name, kind in missing.items()}
     assert when(instance, about(instance, "skip_step", facts=facts))[0] == "StepSkipped"
     assert {name: getattr(instance, name) for name in facts} == facts

@@ -55,6 +55,7 @@ steps = st.one_of(
     st.tuples(st.just("fail"), words),
     st.tuples(st.just("attempt"), words),
     st.tuples(st.just("park"), words),
+    st.tuples(st.just("doubt"), words),
     st.just("late"),
     st.just("unanswered"),
     st.tuples(st.just("intervene"), st.sampled_from(sorted(INTERVENTIONS)), words),
@@ -85,6 +86,15 @@ def tell(instance: Instance, step: Any) -> None:
                 code="timeout",
                 message=text,
                 retry_at=NOON + timedelta(seconds=1),
+            )
+        case ("doubt", text) if owed is not None:
+            instance.note(
+                "LastLookDue",
+                at=NOON,
+                effect=owed.effect.type_name,
+                code="timeout",
+                message=text,
+                due_at=NOON + timedelta(seconds=60),
             )
         case ("park", text) if owed is not None:
             instance.note("OperationParked", at=NOON, effect=owed.effect.type_name, code="cloud_error", message=text)

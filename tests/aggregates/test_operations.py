@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from aggregates.base import Parked, WrongFactsError
+from aggregates.base import LastLook, Parked, WrongFactsError
 from aggregates.commands import Migrate, Rebuild, UpdateAccess
 from aggregates.effects import (
     Access,
     AccessRulesAbsent,
+    CloudEffect,
     EnsureAccessRules,
     EnsureFloatingAddress,
     ExtendVolume,
@@ -38,6 +39,7 @@ from tests.support.given import (
     context,
     everywhere,
     fail,
+    intervention,
     pay,
     requested,
     requested_before,
@@ -282,6 +284,22 @@ def test_what_undoes_never_fails_it_parks(state: str) -> None:
             assert not advance(instance, state).can("failed")
 
 
+@pytest.mark.parametrize(("command", "state"), [("start_instance", "start_server"), ("stop_instance", "stop_server")])
+def test_where_the_database_is_stopped_and_the_server_may_be_off_a_deletion_asks_no_guest(
+    command: str, state: str
+) -> None:
+    instance = advance(started(command), state)
+    instance.execute(EXAMPLES["delete_instance"], context())
+    assert instance.state == "delete_server"
+
+
+def test_where_the_server_is_on_a_deletion_has_the_database_stopped_first() -> None:
+    for command, state in (("start_instance", "start_agent"), ("stop_instance", "stop_database")):
+        instance = advance(started(command), state)
+        instance.execute(EXAMPLES["delete_instance"], context())
+        assert instance.state == "delete_database"
+
+
 @pytest.mark.parametrize("state", [state for state in everywhere() if Instance.owes_in(state)])
 def test_a_state_owes_what_its_transition_says_was_done(state: str) -> None:
     owed = everywhere()[state].owes()
@@ -419,7 +437,7 @@ def test_the_key_of_an_effect_is_the_same_over_all_attempts_and_another_in_the_n
 LATER = NOON + timedelta(seconds=60)
 CLEARING = {
     "ServerAbsent", "VolumeAbsent", "PortAbsent", "FloatingAddressAbsent", "SecurityGroupAbsent", "ServerGroupAbsent",
-    "PortGroupAbsent", "AccessRulesAbsent", "SurplusAbsent", "RevertServer",
+    "PortGroupAbsent", "AccessRulesAbsent", "SurplusAbsent", "RevertServer", "CredentialsAbsent",
 }  # fmt: skip
 AGAIN = {"undo_resize_volume_attach", "undo_update_rules_removed"}  # what was taken away is there again
 
@@ -476,6 +494,55 @@ def test_a_deletion_of_what_is_settled_or_parked_overtakes_nothing() -> None:
     for instance in (active(), parked):
         instance.execute(EXAMPLES["delete_instance"], context())
         assert not instance.overtaken
+
+
+# --- last looks ---------------------------------------------------------------------------------------------------
+
+
+def _doubted(command: str, state: str) -> Instance:
+    instance = advance(started(command), state)
+    instance.note("LastLookDue", at=NOON, effect="Any", code="timeout", message="no answer", due_at=LATER)
+    return given(instance)
+
+
+def test_what_may_have_been_carried_out_after_the_last_try_is_only_looked_at_when_that_is_over() -> None:
+    instance = _doubted("resize_volume", "resize_volume_extend")
+    owed = instance.owes()
+    assert owed is not None
+    assert owed.last_look == LastLook(code="timeout", message="no answer")
+    assert (instance.state, instance.attempts, instance.retry_at) == ("resize_volume_extend", 0, LATER)
+
+
+def test_what_the_last_look_finds_counts() -> None:
+    instance = _doubted("resize_volume", "resize_volume_extend")
+    pay(instance)
+    owed = instance.owes()
+    assert owed is not None
+    assert (instance.volume_size, owed.last_look) == (2, None)
+
+
+def test_a_retry_before_the_last_look_tries_again() -> None:
+    instance = _doubted("resize_volume", "resize_volume_extend")
+    instance.execute(intervention(instance, "retry_operation"), context())
+    owed = instance.owes()
+    assert owed is not None
+    assert (owed.last_look, instance.retry_at) == (None, None)
+
+
+def test_a_deletion_does_not_wait_for_a_last_look() -> None:
+    instance = _doubted("start_instance", "start_server")
+    instance.execute(EXAMPLES["delete_instance"], context())
+    owed = instance.owes()
+    assert owed is not None
+    assert (instance.state, owed.last_look, instance.retry_at) == ("delete_server", None, None)
+
+
+def test_what_is_removed_or_reverted_on_the_way_back_needs_no_last_look() -> None:
+    for state, instance in everywhere().items():
+        owed = instance.owes()
+        if owed is not None:
+            assert not (owed.effect.makes and owed.effect.lasts), state
+            assert isinstance(owed.effect, CloudEffect) or not owed.effect.lasts, state
 
 
 # --- attempts and parking -----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from aggregates import effects
 from aggregates.effects import CloudEffect, Effect
+from aggregates.resources import ResourceKind
 from engine.clouds.port import Facts, FinalError, PayError, UnknownOutcomeError
 from engine.clouds.simulated import CloudApi, Fault, Faults, SimulatedCloud
 from engine.clouds.simulated.cloud import LATEST_EFFECT
@@ -102,6 +103,7 @@ EFFECTS: Mapping[type[CloudEffect], Prepare] = {
     effects.PortAbsent: _after(Wishes.no_server, Wishes.no_port),
     effects.VolumeAbsent: _after(Wishes.no_server, Wishes.no_volume),
     effects.SurplusAbsent: _two_of_each,
+    effects.ResourceAbsent: _built(lambda w: w.gone(ResourceKind.SERVER)),
     effects.CredentialsAbsent: _built(lambda w: effects.CredentialsAbsent(instance_id=w.id)),
 }
 
@@ -220,7 +222,7 @@ class Trial:
 
     async def there(self) -> dict[str, list[Any]]:
         """What the cloud holds, without what differs from run to run."""
-        inventory = await self.cloud.inventory()
+        inventory = await self.cloud.contents()
         return {kind: [_alike(each) for each in found.values()] for kind, found in inventory.items()}
 
 

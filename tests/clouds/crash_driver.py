@@ -112,7 +112,7 @@ class Life:
             await self._check()
 
     async def _check(self) -> None:
-        inventory = await self.wishes.cloud.inventory()
+        inventory = await self.wishes.cloud.contents()
         assert all(len(found) <= 1 for found in inventory.values()), inventory
         for server_id, server in inventory["servers"].items():
             assert server["name"] == self.wishes.name, server
@@ -140,7 +140,7 @@ def live(directory: Path, fatal: int | None) -> int:
 async def _inventory(directory: Path) -> dict[str, Any]:
     cloud = local_cloud(directory / "cloud", mount="never")
     await cloud.start()
-    found = await cloud.inventory()
+    found = await cloud.contents()
     await cloud.close()
     return found
 

@@ -33,10 +33,11 @@ from tests.support.given import NOON, context
 class Core:
     """One instance in one engine, which can die and be started anew."""
 
-    def __init__(self, site: Site, directory: Path, instance_id: UUID) -> None:
+    def __init__(self, site: Site, directory: Path, instance_id: UUID, *, settler: type[Settler] = Settler) -> None:
         self._url = f"sqlite://{directory}/events.db"
         self._site = site
         self._instance_id = instance_id
+        self._settler = settler
         self._up = asyncio.Lock()  # held by whoever uses the engine, and while it is down
         self._store: EventStore
         self._hot: HotAggregates
@@ -50,7 +51,7 @@ class Core:
         self._hot = HotAggregates(self._store)
         self.cloud = SimulatedCloud(api=self._site.api)
         self._guests = SimulatedGuests(agents=self._site.agents)
-        settler = Settler(
+        settler = self._settler(
             self._store,
             self._hot,
             self._pay,
@@ -66,22 +67,26 @@ class Core:
         await self.cloud.close()
         await self._store.close()
 
-    async def dies_after(self, moment: asyncio.Event, seconds: float) -> None:
-        """Have it end so long after the moment, and another one go on in its place."""
+    async def dies_after(self, moment: asyncio.Event, seconds: float, away: float = 0.0) -> None:
+        """Have it end so long after the moment, and another one go on in its place when that has been `away`."""
         await moment.wait()
         await asyncio.sleep(seconds)
         async with self._up:
             await self.stop()
+            await asyncio.sleep(away)
             await self.start()
 
     def now(self) -> datetime:
         """The wall clock, which goes with the loop."""
         return NOON + timedelta(seconds=monotonic())
 
-    async def settled(self, command: InstanceCommand, catalogue: Catalogue = CATALOGUE) -> Instance:
-        """The instance once the operation of the command has ended, or is parked."""
+    async def settled(
+        self, command: InstanceCommand, within: float | None = None, catalogue: Catalogue = CATALOGUE
+    ) -> Instance:
+        """The instance once the operation of the command, to be done in so many seconds, has ended or is parked."""
         async with self._up, self._hot.turn(self._instance_id) as turn:
-            asked = context(at=self.now(), catalogue=catalogue)
+            deadline = None if within is None else self.now() + timedelta(seconds=within)
+            asked = context(at=self.now(), catalogue=catalogue, deadline=deadline)
             if isinstance(command, CreateInstance):
                 turn.aggregate = Instance.create(self._instance_id, command, asked)
             else:
@@ -94,6 +99,10 @@ class Core:
                 return instance
             await asyncio.sleep(1.0)
 
+    async def names(self) -> list[str]:
+        """The names of the instance's events."""
+        return [type(event).__name__ for event in await self._store.events_of(self._instance_id)]
+
     async def _pay(self, effect: Effect, key: str) -> Mapping[str, Any]:
         if isinstance(effect, CloudEffect):
             return await self.cloud.pay(effect, key)
@@ -103,7 +112,7 @@ class Core:
 
     async def there(self, instance: Instance) -> dict[str, Any]:
         """What the cloud holds, in the words of `says`. An instance in ERROR does not say whether its server is up."""
-        inventory = await self.cloud.inventory()
+        inventory = await self.cloud.contents()
         return {
             "server groups": list(inventory["server_groups"]),
             "security groups": [
@@ -178,7 +187,7 @@ async def life(
     try:
         for command in commands:
             begins(command)
-            instance = await core.settled(command, made_on if command.creates else CATALOGUE)
+            instance = await core.settled(command, catalogue=made_on if command.creates else CATALOGUE)
             name = command.wire_name()
             assert instance.parked is None, (name, instance.parked)
             # A deletion gives up on stopping the database after one short try, and goes on.

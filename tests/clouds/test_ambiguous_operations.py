@@ -102,6 +102,13 @@ def _plan(commands: tuple[InstanceCommand, ...], offered: Catalogue, name: str) 
 
 
 LIVES = dict(_lives())
+
+
+def lives(name: str) -> tuple[InstanceCommand, ...]:
+    """The shortest life with this operation, on a cloud that offers all that there is."""
+    return LIVES[name].commands
+
+
 each_operation = pytest.mark.parametrize("name", LIVES)
 
 

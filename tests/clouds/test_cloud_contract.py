@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextvars import copy_context
 from uuid import uuid4
 
 import pytest
 
-from engine.clouds.port import FinalError, TransientError
+from aggregates.effects import CloudEffect
+from aggregates.resources import ResourceKind
+from engine.clouds.port import Facts, FinalError, TransientError, only_looks
 from tests.clouds.wishes import Cloud, Wishes
 
 
 async def left(cloud: Cloud) -> dict[str, int]:
     """How many there are of each kind of which there is any."""
-    return {kind: len(found) for kind, found in (await cloud.inventory()).items() if found}
+    return {kind: len(found) for kind, found in (await cloud.contents()).items() if found}
 
 
 @pytest.fixture
@@ -97,7 +101,7 @@ async def test_a_server_cannot_take_the_port_of_another(built: Wishes) -> None:
     with pytest.raises(FinalError) as raised:
         await thief.pay(thief.server(port_id=built.facts["port_id"]))
     assert raised.value.code == "conflict"
-    assert list((await built.cloud.inventory())["servers"]) == [built.facts["server_id"]]
+    assert list((await built.cloud.contents())["servers"]) == [built.facts["server_id"]]
 
 
 async def test_two_servers_that_race_for_a_port_become_one(cloud: Cloud) -> None:
@@ -107,7 +111,7 @@ async def test_two_servers_that_race_for_a_port_become_one(cloud: Cloud) -> None
         first.pay(first.server(port_id=port_id)), second.pay(second.server(port_id=port_id)), return_exceptions=True
     )
     assert sorted(isinstance(answer, FinalError) for answer in answers) == [False, True]
-    assert len((await cloud.inventory())["servers"]) == 1
+    assert len((await cloud.contents())["servers"]) == 1
 
 
 async def test_a_volume_cannot_be_attached_to_two_servers(built: Wishes) -> None:
@@ -137,7 +141,7 @@ async def test_a_server_that_is_gone_frees_port_and_volume(built: Wishes) -> Non
 async def test_volumes_only_grow(built: Wishes) -> None:
     for size, expected in ((2, 2), (2, 2), (1, 2), (3, 3)):
         await built.pay(built.extend(size))
-        volumes = (await built.cloud.inventory())["volumes"]
+        volumes = (await built.cloud.contents())["volumes"]
         assert volumes[built.facts["volume_id"]]["size"] == expected
     await built.pay(built.volume(1))
     with pytest.raises(FinalError):
@@ -212,7 +216,49 @@ async def test_what_makes_no_sense_is_a_final_error(built: Wishes) -> None:
         with pytest.raises(FinalError) as raised:
             await wishes.pay(effect)
         assert raised.value.code in {"invalid_argument", "not_found"}
-    assert len((await built.cloud.inventory())["servers"]) == 1
+    assert len((await built.cloud.contents())["servers"]) == 1
+
+
+Step = Callable[[Wishes], CloudEffect]
+
+# Effects that may be looked at: what is paid before one can be looked for in vain, and the effect.
+LOOKED_AT: dict[str, tuple[tuple[Step, ...], Step]] = {
+    "attachment": ((Wishes.port, Wishes.volume, Wishes.server), Wishes.attachment),
+    "extend": ((), lambda wishes: wishes.extend(2)),
+    "reboot": ((), Wishes.reboot),
+    "confirm": ((lambda wishes: wishes.resize("medium"),), Wishes.confirm),
+    "revert": ((lambda wishes: wishes.resize("medium"),), Wishes.revert),
+    "stop": ((), Wishes.stop),
+    "start": ((Wishes.stop,), Wishes.start),
+    "no server": ((), Wishes.no_server),
+    "no port": ((Wishes.no_server,), Wishes.no_port),
+    "no volume": ((Wishes.no_server,), Wishes.no_volume),
+}
+
+
+async def _look(wishes: Wishes, effect: CloudEffect) -> Facts:
+    looking = copy_context()
+    looking.run(only_looks.set, True)
+    return await asyncio.create_task(wishes.cloud.pay(effect, "looked at"), context=looking)
+
+
+@pytest.mark.parametrize("name", LOOKED_AT)
+async def test_whoever_may_only_look_changes_nothing_and_finds_what_is_there(cloud: Cloud, name: str) -> None:
+    wishes = Wishes(cloud)
+    before, effect = LOOKED_AT[name]
+    if name != "attachment":
+        await wishes.build()
+    for each in before:
+        await wishes.pay(each(wishes), "before")
+    inventory = await cloud.contents()
+    with pytest.raises(FinalError) as raised:
+        await _look(wishes, effect(wishes))
+    assert raised.value.code == "not_carried_out"
+    assert await cloud.contents() == inventory
+    facts = await wishes.pay(effect(wishes), "looked at")
+    inventory = await cloud.contents()
+    assert await _look(wishes, effect(wishes)) == facts
+    assert await cloud.contents() == inventory
 
 
 async def test_stop_and_start(built: Wishes) -> None:
@@ -245,3 +291,43 @@ async def test_a_rebuild_from_an_image_that_there_is_not_is_refused(built: Wishe
     with pytest.raises(FinalError):
         await built.pay(built.rebuild("colossal"))
     assert (await built.shown())["status"] == "ACTIVE"
+
+
+async def test_the_inventory_shows_what_there_is_and_whose_it_is(built: Wishes) -> None:
+    found = {each.kind: each for each in await built.cloud.inventory()}
+    assert len(found) == len(await built.cloud.inventory()) == len(ResourceKind)
+    server, port, volume = (found[kind] for kind in ResourceKind)
+    assert {(each.name, each.instance_id) for each in found.values()} == {(built.name, built.id)}
+    assert [server.id, port.id, volume.id] == [built.facts[f"{each}_id"] for each in ("server", "port", "volume")]
+    assert (server.status, server.flavor_id, server.host) == ("ACTIVE", "small", built.facts["host"])
+    assert (volume.status, volume.size, volume.server_id) == ("in-use", 1, server.id)
+    assert port.server_id == server.id
+    await built.remove()
+    assert list(await built.cloud.inventory()) == []
+
+
+async def test_what_is_removed_by_its_id_is_gone_and_the_rest_stays(built: Wishes) -> None:
+    other = Wishes(built.cloud)
+    await other.build()
+    for kind in ResourceKind:
+        for _ in range(2):
+            await built.pay(built.gone(kind))
+    assert {each.instance_id for each in await built.cloud.inventory()} == {other.id}
+    assert len(await built.cloud.inventory()) == len(ResourceKind)
+
+
+@pytest.mark.parametrize("kind", ResourceKind)
+async def test_what_bears_another_name_is_not_removed_by_its_id(built: Wishes, kind: ResourceKind) -> None:
+    stranger = Wishes(built.cloud)
+    stranger.facts = built.facts
+    with pytest.raises(FinalError) as raised:
+        await stranger.pay(stranger.gone(kind))
+    assert raised.value.code == "conflict"
+    assert len(await built.cloud.inventory()) == len(ResourceKind)
+
+
+@pytest.mark.parametrize("kind", [ResourceKind.PORT, ResourceKind.VOLUME])
+async def test_what_a_server_has_is_not_removed_under_it_by_its_id(built: Wishes, kind: ResourceKind) -> None:
+    with pytest.raises(TransientError) as raised:
+        await built.pay(built.gone(kind))
+    assert raised.value.code == "in_use"

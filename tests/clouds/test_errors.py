@@ -16,9 +16,10 @@ WORDS = "No valid host was found."
     [
         (400, "invalid_argument", FinalError),
         (401, "cloud_unauthorised", TransientError),
-        (403, "cloud_error", FinalError),
+        (403, "cloud_forbidden", FinalError),
         (404, "not_found", FinalError),
         (409, "conflict", TransientError),
+        (412, "conflict", TransientError),
         (413, "cloud_error", FinalError),
         (422, "invalid_argument", FinalError),
         (429, "cloud_busy", TransientError),

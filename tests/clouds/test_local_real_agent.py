@@ -50,5 +50,5 @@ async def test_the_agent_beats_and_beats_again_after_a_migration(directory: Path
         assert not psutil.pid_exists(agent.pid) or not agent.is_running()
         await wishes.remove()
         assert marked(wishes.facts["server_id"]) == []
-        assert not any(found for found in (await cloud.inventory()).values())
+        assert not any(found for found in (await cloud.contents()).values())
         await cloud.close()

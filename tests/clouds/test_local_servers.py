@@ -65,7 +65,7 @@ async def test_an_agent_runs_apart_from_the_engine(built: Wishes) -> None:
 
 async def test_an_agent_is_told_all_it_needs(built: Wishes) -> None:
     told = await config_of(built)
-    inventory = await built.cloud.inventory()
+    inventory = await built.cloud.contents()
     assert told.instance_id == built.id
     assert told.address == built.facts["address"]
     assert str(told.volume) == inventory["volumes"][built.facts["volume_id"]]["path"]
@@ -174,7 +174,7 @@ async def test_no_process_escapes(directory: Path, program: str) -> None:
     await cloud.start()
     wishes = Wishes(cloud)
     await wishes.build()
-    place = (await cloud.inventory())["volumes"][wishes.facts["volume_id"]]["path"]
+    place = (await cloud.contents())["volumes"][wishes.facts["volume_id"]]["path"]
     if program == HIDING:
         await until(lambda: working_in(place), "the hidden process")
         (agent,) = marked(wishes.facts["server_id"])
@@ -210,7 +210,7 @@ async def test_a_cancelled_call_that_waits_does_nothing_later(local: LocalCloud,
         await waiting
     lock.release()
     await wishes.pay(wishes.no_server())
-    assert (await local.inventory())["servers"] == {}
+    assert (await local.contents())["servers"] == {}
 
 
 async def test_a_cancelled_call_that_has_begun_is_waited_for(built: Wishes) -> None:

@@ -45,7 +45,7 @@ async def mounting(directory: Path) -> LocalCloud | None:
 
 async def volume_of(wishes: Wishes) -> dict[str, Any]:
     """The volume as the inventory has it."""
-    return (await wishes.cloud.inventory())["volumes"][wishes.facts["volume_id"]]
+    return (await wishes.cloud.contents())["volumes"][wishes.facts["volume_id"]]
 
 
 def fill(path: Path) -> int:

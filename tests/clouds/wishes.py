@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from aggregates import effects
+from aggregates.resources import ResourceKind
 from engine.clouds.local import LocalCloud
 from engine.clouds.simulated import SimulatedCloud
 
@@ -46,7 +47,7 @@ class Wishes:
 
     async def shown(self) -> dict[str, Any]:
         """The server as the inventory has it."""
-        return (await self.cloud.inventory())["servers"][self.facts["server_id"]]
+        return (await self.cloud.contents())["servers"][self.facts["server_id"]]
 
     def server_group(self, policy: str = "anti-affinity") -> effects.EnsureServerGroup:
         return effects.EnsureServerGroup(instance_id=self.id, name=self.name, project="p", policy=policy)
@@ -209,3 +210,8 @@ class Wishes:
 
     def no_volume(self) -> effects.VolumeAbsent:
         return effects.VolumeAbsent(instance_id=self.id, name=self.name, volume_id=self.facts.get("volume_id"))
+
+    def gone(self, kind: ResourceKind) -> effects.ResourceAbsent:
+        return effects.ResourceAbsent(
+            instance_id=self.id, kind=kind, name=self.name, resource_id=self.facts[f"{kind}_id"]
+        )

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from engine import nkey
-from engine.enrolment import Guests
+from engine.enrolled import Guests
 from engine.guest.user_data import UserDataError, read_drive, render
 from engine.messages import GuestReply, GuestRequest, guest_subject
 from tests.enrolment.conftest import Site, request

@@ -15,7 +15,8 @@ from engine import nkey
 from engine.broker import BrokerError
 from engine.clouds.port import FinalError
 from engine.credentials import GuestCredentials
-from engine.enrolment import LIFETIME, Guests
+from engine.enrolled import Guests
+from engine.enrolment import LIFETIME
 from engine.messages import EnrolRequest, enrolment_claim, enrolment_subject, guest_subject, heartbeat_subject
 from engine.state import StateDirectory
 from tests.enrolment.conftest import Site, request

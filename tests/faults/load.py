@@ -222,7 +222,7 @@ def outcomes_of(engine: Engine, directory: Path) -> Counter[str]:
 
 async def nothing_left(engine: Engine, instances: set[UUID]) -> None:
     """The cloud holds what living instances have, once, and nothing else."""
-    inventory = await engine.cloud.inventory()
+    inventory = await engine.cloud.contents()
     wanted: dict[str, set[str | None]] = {"servers": set(), "volumes": set(), "ports": set()}
     for instance_id in instances:
         instance: Instance = fold(await engine.store.events_of(instance_id))

@@ -14,7 +14,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 import msgspec
 
-from aggregates.base import Context, Event, Failure
+from aggregates.base import Context, Event, Failure, Obligation
 from aggregates.catalogue import Catalogue
 from aggregates.commands import (
     CreateInstance,
@@ -31,8 +31,10 @@ from aggregates.effects import Access, Database, User
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
+from aggregates.observation import note_removed, note_surplus
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
+from aggregates.resources import Resource, ResourceKind
 from tests.support.given import BARE, CATALOGUE, EXAMPLES, MANAGED, NOON, YIELDS, context, intervention, started
 
 ID = uuid5(NAMESPACE_URL, "holdfast:golden")
@@ -112,12 +114,23 @@ class Teller:
         """A fact beside the state."""
         self.instance.note(event, at=self._now(), **facts)
 
+    def see(self, note: Callable[..., None], resource: Resource) -> None:
+        """Something seen in the cloud is noted."""
+        note(self.instance, resource, at=self._now())
+
     def attempt(self, number: int) -> None:
         """What is owed fails in a way that may pass."""
         owed = self.instance.owes()
         assert owed is not None
         facts = {"attempt": number, "code": "timeout", "message": "no answer within 30 s", "retry_at": self._at + STEP}
         self.note("AttemptFailed", effect=owed.effect.type_name, **facts)
+
+    def doubt(self) -> None:
+        """The last try fails, and a call may yet be carried out."""
+        owed = self.instance.owes()
+        assert owed is not None
+        facts = {"code": "timeout", "message": "no answer within 30 s", "due_at": self._at + 60 * STEP}
+        self.note("LastLookDue", effect=owed.effect.type_name, **facts)
 
     def park(self) -> None:
         """What is owed cannot be paid."""
@@ -153,6 +166,10 @@ def outcomes() -> dict[str, Callable[[], Sequence[Any]]]:
             derived.update(_parkings(name, partial(_parked, name, cannot[0])))
         if can_fail and _undo(name, can_fail[-1]):
             derived.update(_parkings(f"{name}-undo", partial(_undo_parked, name, can_fail[-1])))
+        lasting = [state for state in operation.plan if _owed(name, state).effect.lasts]
+        if lasting:
+            derived[f"{name}-last_look_found"] = partial(_last_look, name, lasting[0], found=True)
+            derived[f"{name}-last_look_in_vain"] = partial(_last_look, name, lasting[0], found=False)
         if _reached(name, operation.plan[-1]).can("deletion_requested"):
             derived[f"{name}-deleted"] = partial(_deleted, name, operation.plan[-1])
     return derived
@@ -162,6 +179,12 @@ def _reached(name: str, state: str) -> Instance:
     teller = Teller(name)
     teller.until(state)
     return teller.instance
+
+
+def _owed(name: str, state: str) -> Obligation:
+    owed = _reached(name, state).owes()
+    assert owed is not None
+    return owed
 
 
 def _undo(name: str, state: str) -> bool:
@@ -191,6 +214,20 @@ def _deadline(name: str, state: str) -> Sequence[Any]:
     teller.until(state)
     teller.attempt(1)
     teller.fail("deadline_exceeded", "it was not done by then; last error: timeout: no answer within 30 s")
+    teller.settle()
+    return teller.events()
+
+
+def _last_look(name: str, state: str, *, found: bool) -> Sequence[Any]:
+    teller = Teller(name)
+    teller.until(state)
+    teller.attempt(1)
+    teller.doubt()
+    if not found and teller.instance.can("failed"):
+        teller.fail("timeout", "no answer within 30 s; looked at again when no call could act any longer")
+    elif not found:
+        teller.park()
+        return teller.events()
     teller.settle()
     return teller.events()
 
@@ -339,6 +376,29 @@ def _with_surplus(teller: Teller) -> None:
     teller.note("CallUnanswered", effect="EnsureSecurityGroup", until=NOON + 60 * STEP)
 
 
+def _deleted_while_off() -> Sequence[Any]:
+    teller = Teller("start_instance")
+    teller.command(DeleteInstance())
+    teller.settle()
+    return teller.events()
+
+
+def _observed() -> Sequence[Any]:
+    """A second volume, found and removed; and another, found after the delete and not gone yet."""
+    teller = Teller("create_instance")
+    teller.settle()
+    first, second = (
+        Resource(kind=ResourceKind.VOLUME, id=name, name=teller.instance.resource_name, status="available", size=1)
+        for name in ("volume-2", "volume-3")
+    )
+    teller.see(note_surplus, first)
+    teller.see(note_removed, first)
+    teller.command(DeleteInstance())
+    teller.settle()
+    teller.see(note_surplus, second)
+    return teller.events()
+
+
 def _long_life() -> Sequence[Any]:
     teller = Teller("create_instance")
     teller.settle()
@@ -409,7 +469,9 @@ OTHERS: dict[str, Callable[[], Sequence[Any]]] = {
     "update_access-first-done": partial(_first_update, lambda _: None),
     "update_access-first-failed": partial(_first_update, _not_secured),
     "update_access-first-surplus": partial(_first_update, _with_surplus),
+    "start_instance-deleted_while_off": _deleted_while_off,
     "instance-long_life": _long_life,
+    "instance-observed": _observed,
     "health": _health,
     "quota": _quota,
     "quota-set": _quota_set,

@@ -46,11 +46,16 @@ class Doors:
         self._cloud = cloud
         self._directory = directory
         self.at = proxies
+        self.password: str | None = None  # another than the right one
+        self.project: str | None = None  # another than the user's own
 
     def write(self) -> Path:
         """A clouds.yaml in which the entry `doors` leads through them."""
         auth = OpenStackConfig().get_one(cloud=self._cloud).config["auth"]
-        entry = {"auth": {**auth, "auth_url": self.at["identity"].url}, "region_name": "RegionOne"}
+        auth = {**auth, "auth_url": self.at["identity"].url, "password": self.password or auth["password"]}
+        if self.project is not None:
+            auth["project_name"] = self.project
+        entry = {"auth": auth, "region_name": "RegionOne"}
         entry |= {f"{name}_endpoint_override": self.at[name].url for name in SERVICES}
         path = self._directory / "clouds.json"
         path.write_text(json.dumps({"clouds": {"doors": entry}}))
@@ -188,7 +193,7 @@ class Instance:
     def server(self, **given: Any) -> effects.EnsureServer:
         settings: dict[str, Any] = {
             "flavor_id": self.flavor("lab.tiny"),
-            "port_id": self.facts["port_id"],
+            "port_id": self.facts.get("port_id", ""),
             "management_port_id": None,
             "server_group_id": self.facts.get("server_group_id"),
             "image_id": None,

@@ -25,6 +25,7 @@ class Door(StrEnum):
     CUT = "cut"  # the connection breaks, and nothing was carried out
     BUSY = "busy"  # 429, with Retry-After
     FAILS = "fails"  # 503 after it was carried out
+    NEVER = "never"  # it is carried out, and no answer comes while the connection stays
     AMENDED = "amended"  # it goes through, changed
 
 
@@ -57,7 +58,7 @@ class Proxy:
         parts = urlsplit(url)
         self._to = (parts.hostname or "", parts.port or 80)
         self._path = parts.path
-        self._retry_after = retry_after
+        self.retry_after = retry_after  # seconds that it asks for when it is busy
         self._plans: list[_Plan] = []
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -110,29 +111,33 @@ class Proxy:
 
     async def _pass(self, head: list[bytes], body: bytes, writer: asyncio.StreamWriter) -> bool:
         """Whether the connection stays."""
+        came = asyncio.get_running_loop().time()
         method, path = head[0].decode().split()[:2]
         plan = self._due(method, path)
         door = None if plan is None else plan.door
         if door is Door.CUT:
-            self._saw(method, path, 0)
+            self._saw(came, method, path, 0)
             return False
         if door is Door.BUSY:
-            self._saw(method, path, 429)
-            writer.write(f"HTTP/1.1 429 Busy\r\nRetry-After: {self._retry_after}\r\nContent-Length: 0\r\n\r\n".encode())
+            self._saw(came, method, path, 429)
+            writer.write(f"HTTP/1.1 429 Busy\r\nRetry-After: {self.retry_after}\r\nContent-Length: 0\r\n\r\n".encode())
             return True
         if plan is not None and plan.amend is not None:
             changed = json.loads(body)
             plan.amend(changed)
             body = json.dumps(changed).encode()
         answer = await self._ask(head, body)
+        if door is Door.NEVER:
+            self._saw(came, method, path, 0)
+            await asyncio.Event().wait()
         if door is Door.ANSWER_LOST:
-            self._saw(method, path, 0)
+            self._saw(came, method, path, 0)
             return False
         if door is Door.FAILS:
-            self._saw(method, path, 0)
+            self._saw(came, method, path, 0)
             writer.write(b"HTTP/1.1 503 Down\r\nContent-Length: 0\r\n\r\n")
             return True
-        self._saw(method, path, int(answer.split(b" ", 2)[1]))
+        self._saw(came, method, path, int(answer.split(b" ", 2)[1]))
         writer.write(answer)
         await writer.drain()
         return False
@@ -154,8 +159,7 @@ class Proxy:
                 return plan
         return None
 
-    def _saw(self, method: str, path: str, status: int) -> None:
-        at = asyncio.get_running_loop().time()
+    def _saw(self, at: float, method: str, path: str, status: int) -> None:
         self.seen.append(Seen(method=method, path=path, status=status, at=at))
 
 

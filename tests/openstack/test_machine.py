@@ -60,6 +60,11 @@ class Hypervisor:
         write_config_drive(self._root / host / "config-drive", ONE, self._user_data, ADDRESS)
         await self("spawn", host, **more)
 
+    def forget_user_data(self) -> None:
+        """The next server is given user data of its own."""
+        self._user_data = b""
+        shutil.rmtree(self._root / "one")
+
     async def __call__(self, action: str, host: str = "one", **more: Any) -> None:
         """Run the hook as nova-compute does."""
         told = {"uuid": SERVER, "name": "s", "host": host, "dir": str(self._root / host), "vcpus": 1, **more}
@@ -165,6 +170,23 @@ async def test_a_move_that_is_reverted_leaves_it_where_it_was(hypervisor: Hyperv
     assert hypervisor.running() == []
     await hypervisor("power_on", "one")
     await hypervisor.healthy()
+
+
+async def test_a_server_that_is_rebuilt_finds_its_database_on_the_volume(hypervisor: Hypervisor) -> None:
+    disks = [{"mount_device": "/dev/vdb", "path": str(hypervisor.volume)}]
+    await hypervisor.boot()
+    await hypervisor.attach()
+    await eventually(lambda: hypervisor.ask("prepare", "prepare-1", **PREPARE), within=60)
+    async with hypervisor.tenant() as tenant:
+        await tenant.set("kept", "yes")
+    await hypervisor("detach_volume", **disks[0])
+    assert hypervisor.running() == []
+    await hypervisor("destroy")
+    hypervisor.forget_user_data()  # a rebuild gives it anew, with another token
+    await hypervisor.boot(disks=disks)
+    await hypervisor.healthy()
+    async with hypervisor.tenant() as tenant:
+        assert await tenant.get("kept") == b"yes"
 
 
 async def test_an_agent_that_dies_is_started_again(hypervisor: Hypervisor) -> None:

@@ -51,6 +51,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "server_created": {"server_id": "server-1", "host": "a"},
     "database_prepared": {"port": 5432},
     "server_migrated": {"new_host": "b"},
+    "server_resized": {"new_host": "b"},
 }
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -29,10 +29,12 @@ from tests.simulation.promises import OVERDUE, Evidence, broken, overdue
 from tests.simulation.publisher import Publisher, Sent
 from tests.simulation.world import World, simulated
 
+LOOKS = 5  # within which what is surplus is gone
 MINUTE, HOUR = 60.0, 3600.0
 LENGTHS = (10 * MINUTE, 30 * MINUTE, 2 * HOUR, 8 * HOUR, 24 * HOUR)
 LOOK = 5 * MINUTE  # between two checks of what must hold at any time
 SETTLES_WITHIN = 6 * HOUR  # whatever is owed is paid or parks after some twenty tries of a minute each
+OBSERVE_EVERY = 30.0  # seconds between two looks of a worker at all that the cloud holds
 BEAT = 30.0  # seconds between two heartbeats of a guest
 
 
@@ -51,6 +53,7 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
     failures: float = 0.0
     steps: float = 0.0
     silences: float = 0.0
+    gaps: float = 0.0  # the part of calls in `UNFENCED` before which a worker stops until nobody reckons with them
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +113,7 @@ def plan(seed: int, length: float | None = None) -> Plan:
             failures=some(often, part=0.3),
             steps=some(often, part=0.4),
             silences=some(often, part=0.3),
+            gaps=some(0.5, 0.05),
         ),
     )
 
@@ -162,6 +166,9 @@ class Schedule:
         world.broker.slowness = trouble.slowness
         world.api.faults.draw = self._cloud_fault if trouble.cloud else None
         world.agents.faults.draw = self._guest_fault if trouble.guests else None
+        world.observe_every = OBSERVE_EVERY
+        if trouble.gaps:
+            world.stops = self._stop_in_the_gap
         if trouble.deadly:
             world.fatal = lambda _point, _subject: self.random.random() < trouble.deadly
 
@@ -171,10 +178,22 @@ class Schedule:
         world.broker.ack_loss, world.broker.slowness = 0.0, 1.0
         world.api.faults.draw = world.agents.faults.draw = None
         world.fatal = lambda _point, _subject: False
+        world.stops = lambda _point, _subject: 0.0
         world.failures = type(world.failures)()
         for node in world.running:
             if node.paused:
                 node.resume()
+
+    def _stop_in_the_gap(self, point: str, subject: str) -> float:
+        """How long it stops: the lease was looked at, and the call goes out when nobody reckons with it any more."""
+        if point != "call" or subject not in UNFENCED or self.random.random() >= self.plan.trouble.gaps:
+            return 0.0
+        if any(node.paused for node in self.world.running):
+            return 0.0  # somebody must be left to take over
+        seconds = self.world.latest_effect.total_seconds() + self.random.uniform(10.0, 60.0)
+        self._note("stopped in the gap", call=subject, seconds=round(seconds))
+        self._away += seconds
+        return seconds
 
     def _cloud_fault(self, _call: Call) -> Fault | None:
         if self.random.random() >= self.plan.trouble.cloud:
@@ -257,8 +276,7 @@ class Schedule:
         node, seconds = self.random.choice(alive), self.random.choice((0.5, 5.0, 30.0, 150.0))
         self._note("pause", victim=node.name, seconds=seconds)
         self._away += seconds
-        node.pause()
-        self.world.broker.schedule(seconds, node.resume)
+        node.stand_still(seconds)
 
     async def _restart_broker(self) -> None:
         if self.world.broker.up:
@@ -409,6 +427,8 @@ class Schedule:
                 f"stuck: not settled in {SETTLES_WITHIN / HOUR:.0f} h: {stuck or 'undecided commands'}"
             )
         await self._ask_again()
+        # What was sent at last is there now; it is seen twice and removed.
+        await asyncio.sleep(LOOKS * OBSERVE_EVERY)
         learned = {
             (publisher.project, sent.command_id): sent.outcome
             for publisher in world.publishers.values()
@@ -438,6 +458,7 @@ class Schedule:
 
 EFFECTS = tuple(sorted(each.__name__ for base in (CloudEffect, GuestEffect) for each in kinds(base)))
 OPERATIONS = tuple(name for kind, name in COMMANDS if kind == "instance" and name != "create_instance")
+UNFENCED = frozenset({"create_port", "create_volume"})  # calls that make something though nobody wants it any more
 ABOUT_OPERATIONS = frozenset({"cancel_operation", "retry_operation", "skip_step", "abandon_operation"})
 DRAWN = tuple(FAULTS)
 FLAVORS = ("micro", "small", "medium", "large")

@@ -9,20 +9,24 @@ from typing import Any
 from unittest.mock import patch
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from aggregates.commands import Command, ReleaseQuota
-from aggregates.effects import VolumeAbsent
+from aggregates.effects import ResourceAbsent, VolumeAbsent
 from aggregates.quota import Quota
 from aggregates.record import record_id
 from engine.clouds.simulated import SimulatedCloud
+from engine.observer import Observer
 from engine.store import EventStore
 from tests.simulation import schedule
 from tests.simulation.streams import Headers, Stream
+from tests.simulation.world import simulated
 
 SEEDS = 25
 LENGTH = 4 * schedule.MINUTE
 GIVEN_UP = 20 * schedule.MINUTE
+LONG_ENOUGH = 10 * schedule.MINUTE  # for a worker that is stopped in the gap to wake up again
 
 
 def _forgets_who_owes() -> AbstractContextManager[Any]:
@@ -49,7 +53,7 @@ def _leaves_volumes() -> AbstractContextManager[Any]:
     pay = SimulatedCloud.pay
 
     async def pay_but_volumes(cloud: SimulatedCloud, effect: Any, key: str) -> Any:
-        return {} if isinstance(effect, VolumeAbsent) else await pay(cloud, effect, key)
+        return {} if isinstance(effect, (VolumeAbsent, ResourceAbsent)) else await pay(cloud, effect, key)
 
     return patch.object(SimulatedCloud, "pay", pay_but_volumes)
 
@@ -63,6 +67,15 @@ def _keeps_quota() -> AbstractContextManager[Any]:
             execute(quota, command, context)
 
     return patch.object(Quota, "execute", without_release)
+
+
+def _observes_nothing() -> AbstractContextManager[Any]:
+    """No worker looks at what the cloud holds."""
+
+    async def look(_observer: Observer) -> None:
+        return
+
+    return patch.object(Observer, "look", look)
 
 
 @contextmanager
@@ -100,3 +113,20 @@ def test_a_seed_finds_it(
             if any(found in breach for breach in schedule.course(seed, LENGTH).breaches):
                 return
     pytest.fail(f"{SEEDS} seeds saw nothing of it")
+
+
+def _stopped_in_gaps(seed: int) -> list[str]:
+    """What is found by a seed in which workers are stopped in the gap, and which has no other trouble."""
+    drawn = schedule.plan(seed, LONG_ENOUGH)
+    chosen = msgspec.structs.replace(drawn, workers=3, trouble=schedule.Trouble(gaps=0.5))
+    return simulated(seed, lambda world: schedule.Schedule(world, chosen).run(), shared=True).breaches
+
+
+def test_a_seed_finds_that_nobody_observes() -> None:
+    with _observes_nothing():
+        assert any("doubled" in breach for seed in range(SEEDS) for breach in _stopped_in_gaps(seed))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_where_somebody_observes_it_finds_nothing(seed: int) -> None:
+    assert _stopped_in_gaps(seed) == []

@@ -46,6 +46,8 @@ from tests.simulation.virtual_time import Died, Process, VirtualLoop, current, r
 T = TypeVar("T")
 
 BEGINNING = datetime(2026, 1, 31, 12, tzinfo=UTC)
+OBSERVE_EVERY = 600.0  # virtual seconds between two looks of a worker at all that the cloud holds
+AWAKE = 0.05  # seconds between two looks whether a process has been woken up
 THREAD = 0.0008  # seconds that a call in a thread takes on average: a commit, a read
 
 
@@ -135,6 +137,7 @@ class Node(Process):
             Payments(cloud, world),
             Payments(Guests(FarAgents(world.agents, world), world.vault), world),
             world.vault,
+            observe_every=world.observe_every,
             ownership=Leases(client, store, now=world.wall) if world.shared else None,
             now=world.wall,
             jitter=world.random.random,
@@ -171,6 +174,13 @@ class Node(Process):
                 self._die(point, subject)
         if self._world.fatal(point, subject):
             self._die(point, subject)
+        if seconds := self._world.stops(point, subject):
+            self.stand_still(seconds)
+
+    def stand_still(self, seconds: float) -> None:
+        """Stop it for so long, as SIGSTOP does."""
+        self.pause()
+        self._world.broker.schedule(seconds, self.resume)
 
     def _die(self, point: str, subject: str) -> None:
         self._world.trace("dies", process=self.name, point=point, subject=subject)
@@ -181,7 +191,10 @@ class Node(Process):
 
 
 class FarApi:
-    """The cloud's API some way off: a call that has arrived is carried out, whatever becomes of its caller."""
+    """The cloud's API some way off: a call that has left is carried out, whatever becomes of its caller.
+
+    That of a process which is stopped while it makes the call leaves when it wakes up.
+    """
 
     def __init__(self, api: CloudApi, world: World) -> None:
         self._api = api
@@ -189,8 +202,19 @@ class FarApi:
 
     async def call(self, call: Call) -> Any:
         """Carry the call out and answer."""
+        calling = asyncio.get_running_loop().create_task(self._sent(call, current.get()), context=Context())
+        # Its caller may be gone when it fails, and is when it is never answered.
+        calling.add_done_callback(lambda done: done.cancelled() or done.exception())
+        calling._log_destroy_pending = False  # type: ignore[attr-defined]
+        return await asyncio.shield(calling)
+
+    async def _sent(self, call: Call, caller: Process | None) -> Any:
+        while caller is not None and caller.paused:
+            if caller.dead:
+                raise ConnectionResetError("whoever was to make this call has died before")
+            await asyncio.sleep(AWAKE)
         await self._world.hop()
-        answer = await _beyond(self._api.call(call))
+        answer = await self._api.call(call)
         await self._world.hop()
         return answer
 
@@ -259,6 +283,7 @@ class World:
         self.agents = SimulatedAgents(serves=self.api.serves)
         self.failures = Failures()
         self.latest_effect = LATEST_EFFECT
+        self.observe_every = OBSERVE_EVERY
         self.store_url = f"sqlite://{directory}/events.db"
         self.models = directory / "models"
         self.nodes: list[Node] = []
@@ -268,6 +293,7 @@ class World:
         self.died_at: Counter[str] = Counter()
         self.latency = 0.02  # seconds to the cloud and back, on average
         self.fatal: Callable[[str, str], bool] = lambda _point, _subject: False
+        self.stops: Callable[[str, str], float] = lambda _point, _subject: 0.0  # seconds to stand still there
         self._tracing = tracing
         self._log: EventLog | None = None
 

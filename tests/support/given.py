@@ -60,6 +60,7 @@ YIELDS: dict[str, dict[str, Any]] = {
     "server_created": {"server_id": "server-1", "host": "host-1"},
     "database_prepared": {"port": 5432},
     "server_migrated": {"new_host": "host-2"},
+    "server_resized": {"new_host": "host-2"},
     "surplus_removed": {"removed": ("volume-2",)},
 }
 

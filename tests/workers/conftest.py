@@ -110,9 +110,9 @@ class Workers:
 
     # --- processes ------------------------------------------------------------------------------------------------
 
-    def start(self, **environment: str) -> Process:
+    def start(self, *options: str, **environment: str) -> Process:
         """One more worker."""
-        process = Process(self._command, self._directory / f"worker-{uuid4().hex[:8]}.log", environment)
+        process = Process([*self._command, *options], self._directory / f"worker-{uuid4().hex[:8]}.log", environment)
         self.running.append(process)
         return process
 

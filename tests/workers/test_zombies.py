@@ -1,14 +1,19 @@
 """A worker that stands still for longer than its lease wakes up as a stranger: it writes nothing and makes nothing.
 
-The control has one that heeds neither lease nor fence: it makes a second volume, so the test can fail.
+Stopped in just the gap between the look at its lease and the call, it makes a second volume, which is found and
+removed. Controls have one that heeds neither lease nor fence, or workers that do not observe: the second volume stays.
 """
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import pytest
 
+from aggregates.instance_events import SurplusDeleted
+from engine.clouds.simulated.faults import Call
 from tests.workers.conftest import Process, Workers
 
 # Between the look that finds no volume and the call that makes it.
@@ -21,13 +26,15 @@ def cloud_arguments(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return ("--latest-effect", getattr(request, "param", "0.5"))
 
 
-async def stopped_with_an_instance(workers: Workers, at: str = HAS_LOOKED, **environment: str) -> tuple[Process, UUID]:
+async def stopped_with_an_instance(
+    workers: Workers, at: str = HAS_LOOKED, *options: str, **environment: str
+) -> tuple[Process, UUID]:
     """A worker that stands still in the middle of a create that was its own, and whose lease has run out."""
-    zombie = workers.start(WORKERS_STOP_AT=at, **environment)
+    zombie = workers.start(*options, WORKERS_STOP_AT=at, **environment)
     await workers.shared()
     [instance_id] = await workers.create(1)
     await workers.stands_still(zombie)
-    other = workers.start()
+    other = workers.start(*options)
     await workers.shared([other])
     return zombie, instance_id
 
@@ -79,6 +86,60 @@ async def test_one_that_is_paused_between_the_look_at_its_lease_and_the_call_lea
     await workers.eventually(lambda: made(workers, instance_id, 2))  # the one gap that no lease closes
     await workers.in_state(instance_id, "ACTIVE")
     assert set((await workers.held()).values()) == {1}
+
+
+async def woken_in_the_gap(workers: Workers, observe_every: str) -> Any:
+    """The instance, ACTIVE before the call is made of one that was stopped in the gap until nobody reckons with it."""
+    zombie, instance_id = await stopped_with_an_instance(
+        workers, "call:create_volume", "--observe-every", observe_every
+    )
+    instance = await workers.in_state(instance_id, "ACTIVE")
+    assert instance.unanswered_until < datetime.now(UTC)
+    zombie.go_on()
+    await workers.eventually(lambda: made(workers, instance_id, 2))
+    return instance
+
+
+async def test_what_it_makes_when_nobody_reckons_with_it_any_more_is_found_and_removed(workers: Workers) -> None:
+    instance = await woken_in_the_gap(workers, "0.5")
+
+    async def removed() -> bool:
+        return isinstance((await workers.store.events_of(instance.id))[-1], SurplusDeleted)
+
+    await workers.eventually(removed)
+    assert set((await workers.held()).values()) == {1}
+    assert list((await workers.far_side.inventory())["volumes"]) == [instance.volume_id]
+    after = await workers.instance(instance.id)
+    assert (after.state, after.entered, after.volume_id) == ("ACTIVE", instance.entered, instance.volume_id)
+
+
+async def test_control_without_an_observer_what_it_makes_then_stays(workers: Workers) -> None:
+    instance = await woken_in_the_gap(workers, "0")
+    await workers.shared()
+    assert {i.state for i in await workers.settled(await workers.create(8))} == {"ACTIVE"}
+    assert (await workers.held())["volumes", instance.resource_name] == 2
+
+
+async def test_one_that_is_paused_while_it_removes_surplus_removes_nothing_else(workers: Workers) -> None:
+    zombie = workers.start("--observe-every", "0.5", WORKERS_STOP_AT="call:delete_volume")
+    await workers.shared()
+    [instance_id] = await workers.create(1)
+    instance = await workers.in_state(instance_id, "ACTIVE")
+    await workers.far_side.call(Call(name="create_volume", args={"name": instance.resource_name, "size": 1}))
+    await workers.stands_still(zombie)
+    other = workers.start("--observe-every", "0.5")
+    await workers.shared([other])
+
+    async def removed() -> bool:
+        return isinstance((await workers.store.events_of(instance_id))[-1], SurplusDeleted)
+
+    await workers.eventually(removed)
+    before = await workers.store.events_of(instance_id)
+    zombie.go_on()
+    await workers.shared()
+    assert await workers.store.events_of(instance_id) == before
+    assert set((await workers.held()).values()) == {1}
+    assert [e.action for e in await workers.changes(instance_id) if e.kind == "volume"].count("delete") == 1
 
 
 async def made(workers: Workers, instance_id: UUID, volumes: int) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,7 +21,8 @@ import structlog
 from aggregates import effects
 from aggregates.catalogue import Catalogue, Datastore, Quota
 from aggregates.effects import CloudEffect
-from engine.clouds.local import access, loopback, placement, processes
+from aggregates.resources import Resource, ResourceKind
+from engine.clouds.local import access, inventory, loopback, placement, processes
 from engine.clouds.local.claims import Claim, Claims
 from engine.clouds.local.credentials import GuestCredentials
 from engine.clouds.local.locks import Lock, Locks
@@ -29,7 +31,15 @@ from engine.clouds.local.records import Power
 from engine.clouds.local.servers import Launcher, Servers
 from engine.clouds.local.supervisor import Supervisor
 from engine.clouds.local.volumes import Volumes
-from engine.clouds.port import Facts, FinalError, PayError, TransientError, check_permit
+from engine.clouds.port import (
+    Facts,
+    FinalError,
+    PayError,
+    TransientError,
+    check_may_change,
+    check_permit,
+    refuse_stranger,
+)
 
 _LOCK_TIMEOUT = 60.0
 _GRACE = 10.0  # seconds that processes have to end by themselves
@@ -142,6 +152,13 @@ class LocalCloud:
             quota=self._quota,
         )
 
+    async def inventory(self) -> Sequence[Resource]:
+        """All that it holds; what is unfinished is found again, and finished, by whoever ensures it."""
+        try:
+            return await self._apart(lambda: inventory.resources(self._servers, self._ports, self._volumes))
+        except (OSError, msgspec.MsgspecError) as error:
+            raise TransientError("cloud_error", f"the inventory of the local cloud: {error}") from error
+
     async def pay(self, effect: CloudEffect, key: str) -> Facts:
         """Make the effect true. Raises `TransientError` or `FinalError`. A cancelled call that has begun goes on."""
         try:
@@ -156,9 +173,9 @@ class LocalCloud:
 
     # --- beside the port ------------------------------------------------------------------------------------------
 
-    async def inventory(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Everything there is, by kind and id, unfinished things included; empty when nothing is left."""
-        return await self._apart(self._inventory)
+    async def contents(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Everything there is, by kind and id, unfinished things included; empty when nothing is left: for tests."""
+        return await self._apart(self._contents)
 
     # --- underneath -----------------------------------------------------------------------------------------------
 
@@ -168,6 +185,7 @@ class LocalCloud:
                 await self._credentials.ensure(effect.instance_id)
                 return {}
             case effects.CredentialsAbsent():
+                check_may_change()  # whether they are accepted is not told
                 await self._credentials.revoke(effect.instance_id)
                 return {}
             case effects.EnsureServer():
@@ -187,6 +205,7 @@ class LocalCloud:
                 | effects.VolumeAbsent(name=name)
                 | effects.SurplusAbsent(name=name)
                 | effects.ServerAbsent(name=name)
+                | effects.ResourceAbsent(name=name)
             ):
                 return name
             case effects.ExtendVolume():
@@ -227,6 +246,8 @@ class LocalCloud:
                 self._volumes.remove(effect, lock)
             case effects.ServerAbsent():
                 self._servers.remove(effect)
+            case effects.ResourceAbsent():
+                self._remove(effect, lock)
             case effects.SurplusAbsent():
                 return {"removed": ()}  # a name is claimed by one volume at a time, so there is never another
             case _:
@@ -242,7 +263,7 @@ class LocalCloud:
             case effects.RebuildServer():
                 self._servers.rebuild(effect, key, lock)
             case effects.ResizeServer():
-                self._servers.resize(effect, lock)
+                return {"new_host": self._servers.resize(effect, lock)}
             case effects.MigrateServer():
                 return {"new_host": self._servers.migrate(effect, lock)}
             case effects.ConfirmServer():
@@ -272,7 +293,7 @@ class LocalCloud:
     async def _with(self, lock: Lock, work: Callable[[Lock], Result], threads: ThreadPoolExecutor) -> Result:
         try:
             check_permit()
-            future = threads.submit(work, lock)
+            future = threads.submit(copy_context().run, work, lock)
         except BaseException:
             lock.release()
             raise
@@ -342,7 +363,26 @@ class LocalCloud:
         self._servers.settle(drive, server, lock)
         return True
 
-    def _inventory(self) -> dict[str, dict[str, dict[str, Any]]]:
+    def _remove(self, effect: effects.ResourceAbsent, lock: Lock) -> None:
+        """A name is claimed by one resource of a kind at a time, so what goes by this id goes by its name."""
+        kind, unwanted = Claim(effect.kind), effect.resource_id
+        name = self._claims.name(kind, unwanted)
+        if name is None:
+            return
+        refuse_stranger(effect, name)
+        match effect.kind:
+            case ResourceKind.SERVER:
+                self._servers.remove(
+                    effects.ServerAbsent(instance_id=effect.instance_id, name=name, server_id=unwanted)
+                )
+            case ResourceKind.PORT:
+                self._ports.remove(effects.PortAbsent(instance_id=effect.instance_id, name=name, port_id=unwanted))
+            case ResourceKind.VOLUME:
+                self._volumes.remove(
+                    effects.VolumeAbsent(instance_id=effect.instance_id, name=name, volume_id=unwanted), lock
+                )
+
+    def _contents(self) -> dict[str, dict[str, dict[str, Any]]]:
         servers: dict[str, dict[str, Any]] = {}
         for drive in self._servers.drives():
             server = drive.server()

@@ -14,7 +14,7 @@ from aggregates.effects import EnsurePort, PortAbsent
 from engine.clouds.local import records
 from engine.clouds.local.claims import Claim, Claims
 from engine.clouds.local.records import Port
-from engine.clouds.port import FinalError, TransientError
+from engine.clouds.port import FinalError, TransientError, check_may_change
 
 _PROBED = (5432, 3306, 6379)
 _CANDIDATES = 64
@@ -63,6 +63,8 @@ class Ports:
             holder = self._claims.holder(Claim.NIC, port_id)
             if holder is not None:
                 raise TransientError("in_use", f"server {holder} has port {port_id}; delete the server first")
+            if self._claims.name(Claim.PORT, port_id) is not None:
+                check_may_change()
             records.remove(self._directory / f"{port_id}.json")
             self._claims.release(Claim.ADDRESS, port_id)
             self._claims.release(Claim.PORT, port_id)

@@ -24,7 +24,7 @@ from engine.clouds.local.locks import Lock
 from engine.clouds.local.ports import Ports
 from engine.clouds.local.records import Pending, Power, Process, Server
 from engine.clouds.local.volumes import Volumes
-from engine.clouds.port import FinalError
+from engine.clouds.port import FinalError, check_may_change
 
 Launcher = Callable[[Path, tuple[int, int] | None], Sequence[str]]
 
@@ -131,6 +131,8 @@ class Servers:
         drive, server = self.get(server_id)
         if server.volume_id not in (None, volume_id):
             raise FinalError("conflict", f"server {server_id} has volume {server.volume_id} already")
+        if server.volume_id is None:
+            check_may_change()
         holder = self._claims.take(Claim.ATTACHMENT, volume_id, server_id)
         if holder != server_id:
             raise FinalError("conflict", f"volume {volume_id} is attached to server {holder}")
@@ -157,14 +159,15 @@ class Servers:
         drive, server = self.get(server_id)
         self._bring(drive, server, lock, power=power)
 
-    def resize(self, wanted: ResizeServer, lock: Lock) -> None:
-        """The server has the flavor and awaits confirmation."""
+    def resize(self, wanted: ResizeServer, lock: Lock) -> str:
+        """The server has the flavor and awaits confirmation. Returns its host."""
         placement.check_flavor(wanted.flavor_id)
         drive, server = self.get(wanted.server_id)
         if server.pending is None or server.flavor_id != wanted.flavor_id:
             before = server.pending or Pending(flavor_id=server.flavor_id, host=drive.host)
             server = replace(server, flavor_id=wanted.flavor_id, pending=before, restart="soft")
         self._bring(drive, server, lock, power=Power.ACTIVE)
+        return drive.host
 
     def migrate(self, wanted: MigrateServer, lock: Lock) -> str:
         """The server is on another host than `from_host` and awaits confirmation. Returns that host."""
@@ -198,6 +201,8 @@ class Servers:
         """No server of this name or id is left, nor any process of it."""
         ids = {unwanted.server_id, self._claims.holder(Claim.SERVER, unwanted.name)} - {None, ""}
         for server_id in map(str, ids):
+            if self._claims.name(Claim.SERVER, server_id) is not None:
+                check_may_change()
             self._unmake(server_id)
 
     def settle(self, drive: Drive, server: Server, lock: Lock) -> None:
@@ -243,6 +248,7 @@ class Servers:
         """Record the changes, and carry out what is recorded."""
         changed = replace(server, **changes)
         if changed != drive.server():
+            check_may_change()
             drive.write(changed)
         self.settle(drive, changed, lock)
 
@@ -250,6 +256,7 @@ class Servers:
         """The server's directory is on the target, its processes ended; it runs again when it is settled."""
         if drive.host == target:
             return drive, server
+        check_may_change()
         drive.write(server)
         self._end(drive, server)
         moved = self._drive(target, server.id)

@@ -18,7 +18,7 @@ from engine.clouds.local import loopback, records
 from engine.clouds.local.claims import Claim, Claims
 from engine.clouds.local.locks import Lock
 from engine.clouds.local.records import Volume
-from engine.clouds.port import FinalError, TransientError
+from engine.clouds.port import FinalError, TransientError, check_may_change
 
 
 class Volumes:
@@ -93,6 +93,7 @@ class Volumes:
         volume = self.get(wanted.volume_id)
         if volume.size >= wanted.size:
             return
+        check_may_change()
         self.bring_up(volume, lock)
         if volume.mounted:
             loopback.extend(self._image(volume.id), wanted.size, lock)
@@ -105,6 +106,8 @@ class Volumes:
             holder = self._claims.holder(Claim.ATTACHMENT, volume_id)
             if holder is not None:
                 raise TransientError("in_use", f"server {holder} has volume {volume_id}; delete the server first")
+            if self._claims.name(Claim.VOLUME, volume_id) is not None:
+                check_may_change()
             self._unmake(volume_id, lock)
             self._claims.release(Claim.VOLUME, volume_id)
 

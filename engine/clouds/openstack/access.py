@@ -19,7 +19,7 @@ from aggregates import effects
 from engine.clouds.openstack import marks
 from engine.clouds.openstack.calls import Service
 from engine.clouds.openstack.neutron import Network
-from engine.clouds.port import Facts, FinalError, TransientError, check_alone
+from engine.clouds.port import Facts, FinalError, TransientError
 
 _EVERYWHERE = {"IPv4": "0.0.0.0/0", "IPv6": "::/0"}
 
@@ -64,8 +64,6 @@ class Groups:
         there = {_source(rule) for rule in await self._rules(effect.security_group_id) if _is_for(rule, effect.port)}
         missing = [cidr for cidr in _normal(effect.cidrs) if cidr not in there]
         if missing:
-            if effect.again:
-                check_alone()
             rules = [_rule(effect.security_group_id, effect.port, cidr) for cidr in missing]
             await self._neutron.change(
                 "create_security_group_rules", lambda neutron: list(neutron.create_security_group_rules(rules))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from openstack.compute.v2._proxy import Proxy as Nova
@@ -12,7 +11,8 @@ from openstack.compute.v2.server import Server
 from aggregates import effects
 from engine.clock import monotonic
 from engine.clouds.openstack.calls import Service
-from engine.clouds.openstack.servers import Servers, host_of
+from engine.clouds.openstack.servers import Servers, encoded, host_of
+from engine.clouds.openstack.waiting import told
 from engine.clouds.port import Facts, FinalError, TransientError, UnknownOutcomeError, check_alone
 
 REBOOT_KEY = "holdfast_reboot"
@@ -67,7 +67,7 @@ class Actions:
             wanted: dict[str, Any] = {
                 "image": await image(),
                 "metadata": {**(server.metadata or {}), REBUILD_KEY: key},
-                "user_data": base64.b64encode(await user_data()).decode(),
+                "user_data": encoded(await user_data()),
             }
             server = await self._act("rebuild_server", server, lambda nova: nova.rebuild_server(server.id, **wanted))
         if server.status != "ACTIVE":
@@ -83,7 +83,7 @@ class Actions:
             )
             if server.flavor.id != effect.flavor_id or server.status != "VERIFY_RESIZE":
                 raise await self._servers.fault(server, "resize")
-        return {}
+        return {"new_host": host_of(server)}
 
     async def migrate(self, effect: effects.MigrateServer) -> Facts:
         """It is on another host, to be confirmed."""
@@ -109,13 +109,12 @@ class Actions:
             except FinalError as error:
                 if error.code != "invalid_argument":
                     raise  # else Nova is at it already, by a call before
-            await self._servers.watch.until(server, lambda now: now.status != "VERIFY_RESIZE")
+            with told():
+                await self._servers.watch.until(server, lambda now: now.status != "VERIFY_RESIZE")
         return {}
 
-    async def revert(self, effect: effects.RevertServer, hosts: Collection[str]) -> Facts:
-        """Nothing of it awaits confirmation, and flavor and host are the old ones. `hosts`: those that are known."""
-        if hosts and effect.host not in hosts:
-            raise FinalError("invalid_argument", f"there is no host {effect.host}")
+    async def revert(self, effect: effects.RevertServer) -> Facts:
+        """Nothing of it awaits confirmation, and flavor and host are the old ones."""
         server = await self._idle(effect.server_id)
         if server.status == "VERIFY_RESIZE":
             server = await self._act("revert_server", server, lambda nova: nova.revert_server_resize(server.id))
@@ -147,7 +146,8 @@ class Actions:
     async def _act(self, name: str, server: Server, call: Callable[[Nova], Any]) -> Server:
         """The server once the cloud has done what it was told, well or not."""
         await self._tell(name, call)
-        return await self._idle(server.id)
+        with told():
+            return await self._idle(server.id)
 
     async def _tell(self, name: str, call: Callable[[Nova], Any]) -> None:
         """Say it once. A call that is carried out late would undo what came after it: so one whose answer is missing is

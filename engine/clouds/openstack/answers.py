@@ -14,7 +14,7 @@ from keystoneauth1 import exceptions as keystone
 from openstack import exceptions as sdk
 
 from engine.clouds.errors import CloudAnswerError, sort_error
-from engine.clouds.port import FinalError, PayError
+from engine.clouds.port import FinalError, PayError, TransientError
 
 _NEVER_CONNECTED = (
     ConnectionRefusedError,
@@ -25,7 +25,7 @@ _NEVER_CONNECTED = (
 )
 
 
-def sort_answer(call: str, cause: Exception, *, changes: bool) -> PayError:
+def sort_answer(call: str, cause: Exception, *, changes: bool) -> PayError:  # noqa: PLR0911 - a table
     """The error as the settler knows it. `changes`: the call makes or changes something."""
     match cause:
         case PayError():
@@ -39,6 +39,8 @@ def sort_answer(call: str, cause: Exception, *, changes: bool) -> PayError:
             return _sorted(call, cause.http_status, _words(cause.message, cause.request_id), headers, changes=changes)
         case keystone.ConnectFailure() | keystone.ConnectTimeout() | keystone.UnknownConnectionError():
             return sort_error(call, _broken(cause), changes=changes)
+        case sdk.ServiceDiscoveryException():
+            return TransientError("cloud_unreachable", f"{call}: the service does not say what it is: {cause}")
         case sdk.ConfigException() | keystone.EndpointNotFound() | keystone.MissingRequiredOptions():
             return FinalError("cloud_misconfigured", f"{call}: {cause}; holdfast cloud check says more")
     return sort_error(call, cause, changes=changes)

@@ -9,6 +9,7 @@ from aggregates import effects
 from engine.clouds.openstack.calls import Service
 from engine.clouds.openstack.servers import Servers
 from engine.clouds.openstack.volumes import Volumes
+from engine.clouds.openstack.waiting import told
 from engine.clouds.port import Facts, FinalError, PayError, TransientError, check_alone
 
 
@@ -35,14 +36,13 @@ class Attachments:
             if error.code != "invalid_argument":
                 raise
             refused = error  # because a call before is at it, or for good: the volume tells
-        now = await self._volumes.at_rest(effect.volume_id)
+        with told():
+            now = await self._volumes.at_rest(effect.volume_id)
         if self._is_held(now, effect.server_id):
             return {}
         if refused is not None:
             raise refused
-        server = await self._servers.there(effect.server_id)
-        why = await self._servers.fault(server, "attach_volume")
-        raise TransientError(why.code, f"volume {effect.volume_id} was not attached; {why.message}")
+        raise await self._why_not(effect, "attach_volume", "was not attached")
 
     async def absent(self, effect: effects.DetachVolume) -> Facts:
         """The server has not the volume, which is available."""
@@ -52,11 +52,20 @@ class Attachments:
             await self._nova.remove(
                 "detach_volume", lambda nova: nova.delete_volume_attachment(effect.server_id, effect.volume_id)
             )
-            volume = await self._volumes.detached(effect.volume_id)
+            with told():
+                volume = await self._volumes.at_rest(effect.volume_id)
+            if volume.attachments:
+                raise await self._why_not(effect, "detach_volume", "was not detached")
         if volume.attachments:
             holder = volume.attachments[0]["server_id"]
             raise FinalError("conflict", f"volume {volume.id} is attached to server {holder}")
         return {}
+
+    async def _why_not(
+        self, effect: effects.EnsureAttachment | effects.DetachVolume, action: str, what: str
+    ) -> TransientError:
+        why = await self._servers.fault(await self._servers.there(effect.server_id), action)
+        return TransientError(why.code, f"volume {effect.volume_id} {what}; {why.message}")
 
     @staticmethod
     def _is_held(volume: Volume, server_id: str) -> bool:

@@ -18,7 +18,7 @@ from engine import crash_points
 from engine.clock import monotonic
 from engine.clouds.openstack.answers import sort_answer
 from engine.clouds.openstack.config import Timing
-from engine.clouds.port import FinalError, TransientError, check_permit, only_waits
+from engine.clouds.port import FinalError, TransientError, check_may_change, check_permit, only_waits
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -28,7 +28,7 @@ SPREAD = 0.25  # of the wait: so that those who waited do not all come back at o
 
 
 class _NotSentError(Exception):
-    """There was no token to send the call with."""
+    """There was no token to send the call with, or no service to send it to."""
 
 
 class Calls:
@@ -45,13 +45,18 @@ class Calls:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._connection.close()
 
-    async def send(self, service: str, name: str, call: Callable[[Connection], T], *, changes: bool) -> T:
-        """The answer. Raises what it sorts the error as, or what the permit says."""
+    async def send(
+        self, name: str, proxy: Callable[[Connection], P], call: Callable[[P], T], *, of: str, changes: bool
+    ) -> T:
+        """The answer of a call through the proxy. Raises what it sorts the error as, or what the permit says.
+
+        `of`: the service, as operators call it.
+        """
         await self._slots.acquire()
         try:
             check_permit()
             crash_points.reach("call", name)
-            future = self._threads.submit(self._made, call)
+            future = self._threads.submit(self._made, proxy, call)
         except BaseException:
             self._slots.release()
             raise
@@ -63,16 +68,18 @@ class Calls:
             crash_points.reach("answer", name)
             sent = not isinstance(error, _NotSentError)
             cause = error if sent or not isinstance(error.__cause__, Exception) else error.__cause__
-            raise sort_answer(f"{service} {name}", cause, changes=changes and sent) from error
+            raise sort_answer(f"{of} {name}", cause, changes=changes and sent) from error
         crash_points.reach("answer", name)
         return answer
 
-    def _made(self, call: Callable[[Connection], T]) -> T:
+    def _made(self, proxy: Callable[[Connection], P], call: Callable[[P], T]) -> T:
         try:
-            self._connection.authorize()  # no request while the token that there is holds
+            # No request while the token that there is holds, and once the service's versions are known.
+            self._connection.session.get_token()
+            through = proxy(self._connection)
         except Exception as error:
             raise _NotSentError from error
-        return call(self._connection)
+        return call(through)
 
     def _release_after(self, future: Future[T]) -> None:
         """The slot is free when the thread is."""
@@ -99,7 +106,8 @@ class Service(Generic[P]):
         return await self._patiently(name, call, changes=False)
 
     async def change(self, name: str, call: Callable[[P], T]) -> T:
-        """A call that makes or changes something, in one request."""
+        """A call that makes or changes something, in one request. Raises `FinalError` where only looks are allowed."""
+        check_may_change()
         return await self._patiently(name, call, changes=True)
 
     async def present(self, name: str, call: Callable[[P], T]) -> T | None:
@@ -125,9 +133,7 @@ class Service(Generic[P]):
         while True:
             await self._opened()
             try:
-                return await self._calls.send(
-                    self._name, name, lambda connection: call(self._proxy(connection)), changes=changes
-                )
+                return await self._calls.send(name, self._proxy, call, of=self._name, changes=changes)
             except TransientError as error:
                 if error.code != "cloud_busy":
                     raise

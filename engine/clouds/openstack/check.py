@@ -43,6 +43,7 @@ Check = Callable[[Connection], Found]
 def check(config: CloudConfig, datastores: Mapping[str, Datastore], *, tries: bool) -> Iterator[Found]:
     """Everything, one after the other; nothing further when the cloud lets us in nowhere. Raises `ConfigError`."""
     connection = connect(config)
+    yield _timing(config)
     try:
         entry = _looked("credentials", _credentials, connection)
         yield entry
@@ -81,6 +82,12 @@ def _looked(name: str, look: Check, connection: Connection) -> Found:
         return look(connection)
     except Exception as error:  # noqa: BLE001 - every cause is told, and the next thing looked at
         return Found(check=name, ok=False, says=sort_answer(name, error, changes=False).message)
+
+
+def _timing(config: CloudConfig) -> Found:
+    call, latest = config.timing.call, config.timing.latest_effect
+    says = f"an answer is waited for for {call:g} s, and a call may act until {latest:g} s after it began"
+    return Found(check="timing", ok=latest >= call, says=says)
 
 
 def _credentials(connection: Connection) -> Found:

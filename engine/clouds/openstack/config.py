@@ -26,10 +26,12 @@ class Networks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tenant: Name
     """The network of an instance's port: tenants reach their databases in it."""
     management: Name | None = None
-    """A second network of every server, by which agents reach the broker. Nova makes that port, and deletes it with the
-    server."""
+    """A second network of every server, by which its agent reaches the broker."""
     external: Name | None = None
     """The network that floating addresses are taken from; without one, no instance can be public."""
+    dns: bool = False
+    """Whether the tenants' port, and by it a floating address, gets its name as a DNS name. Neutron publishes it in
+    Designate where the network has a domain, and takes it back with the port."""
     security_groups: tuple[Name, ...] = ()
     """Security groups, by name or id, that every port has besides its instance's own."""
 
@@ -74,8 +76,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How long a call that is refused as one too many is repeated, as the cloud asks for patience."""
     latest_effect: Seconds = 180.0
     """For so long after its begin a call whose answer is missing may be carried out: the time that it can lie in a
-    queue before an API (the timeouts of a proxy), and the time that the API then takes for it. Too short may leave
-    doubles; longer only makes what is undone after a lost answer wait."""
+    queue before an API (the timeouts of a proxy), and the time that the API then takes for it. Less than `call`
+    makes no sense. Too short may leave doubles; longer only makes what is undone after a lost answer wait."""
 
 
 class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 from openstack.image.v2._proxy import Proxy as Glance
 from openstack.image.v2.image import Image
 
+from engine.clock import monotonic
 from engine.clouds.openstack.calls import Service
 from engine.clouds.port import FinalError
 
 DATASTORE = "holdfast_datastore"
 VERSION = "holdfast_datastore_version"
 PAGE = 500
+AGE = 60.0  # seconds for which a list of images is good enough
 
 
 class Images:
@@ -21,10 +24,14 @@ class Images:
     def __init__(self, glance: Service[Glance], fixed: Mapping[str, str]) -> None:
         self._glance = glance
         self._fixed = fixed
+        self._known: dict[tuple[str, str], str] = {}
+        self._listed = -inf
 
     async def image_id(self, datastore: str, version: str) -> str:
         """The image for this datastore version, the newest where there are several. Raises `FinalError`: none."""
-        found = (await self.offered()).get((datastore, version))
+        if monotonic() > self._listed + AGE or (datastore, version) not in self._known:
+            await self.offered()
+        found = self._known.get((datastore, version))
         if found is None:
             raise FinalError(
                 "image_missing",
@@ -46,4 +53,5 @@ class Images:
         for named, image_id in self._fixed.items():
             datastore, _, version = named.partition("/")
             found[datastore, version] = image_id
+        self._known, self._listed = found, monotonic()
         return found

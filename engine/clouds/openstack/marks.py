@@ -45,6 +45,19 @@ def in_description(instance_id: UUID, found: str | None) -> bool:
     return found == description(instance_id)
 
 
+def instance(marked: str | None) -> UUID | None:
+    """The instance that a mark names."""
+    try:
+        return UUID(marked) if marked else None
+    except ValueError:
+        return None
+
+
+def described(found: str | None) -> UUID | None:
+    """The instance whose mark the description is."""
+    return instance((found or "").removeprefix(f"{INSTANCE}=")) if (found or "").startswith(f"{INSTANCE}=") else None
+
+
 def ours(kind: str, name: str, found: Iterable[R], is_ours: Callable[[R], bool]) -> list[R]:
     """Those of this name that bear the mark. Raises `FinalError` when there are only others: they are not adopted."""
     there = list(found)

@@ -29,8 +29,11 @@ class Ports:
         """There is the port by which tenants reach the database."""
         groups = () if effect.security_group_id is None else (effect.security_group_id,)
         network = effect.network or self._config.tenant
-        port = await self._ensured(effect, network, port_mac(effect.instance_id), groups)
-        return {"port_id": port.id, "address": port.fixed_ips[0]["ip_address"] if port.fixed_ips else ""}
+        named = {"dns_name": effect.name} if self._config.dns else {}
+        port = await self._ensured(effect, network, port_mac(effect.instance_id), groups, **named)
+        if not port.fixed_ips:
+            raise FinalError("no_address", f"port {port.id} got no address: network {network} has no subnet for it")
+        return {"port_id": port.id, "address": port.fixed_ips[0]["ip_address"]}
 
     async def ensure_management(self, effect: effects.EnsureManagementPort) -> Facts:
         """There is the port by which the agent reaches the broker."""
@@ -44,7 +47,7 @@ class Ports:
         named = await self._named(effect.name)
         ids = {port.id for port in named if marks.in_description(effect.instance_id, port.description)}
         for port_id in sorted(ids | ({effect.port_id} if effect.port_id else set())):
-            await self._remove(port_id)
+            await self.remove(port_id)
         return {}
 
     async def ensure_group(self, effect: effects.EnsurePortGroup) -> Facts:
@@ -85,6 +88,7 @@ class Ports:
         network: str,
         mac: str,
         groups: Iterable[str],
+        **more: str,
     ) -> Port:
         port = await self._found(effect.instance_id, effect.name)
         if port is not None:
@@ -97,6 +101,7 @@ class Ports:
             "mac_address": mac,
             "network_id": network_id,
             **await self._network.tagged(effect.instance_id, effect.project),
+            **more,
         }
         if security_groups := [*groups, *besides]:
             wanted["security_group_ids"] = security_groups
@@ -138,7 +143,8 @@ class Ports:
             lambda neutron: neutron.update_port(port.id, if_revision=revision, security_group_ids=groups),
         )
 
-    async def _remove(self, port_id: str) -> None:
+    async def remove(self, port_id: str) -> None:
+        """There is no such port any more. Raises `TransientError` while a server has it."""
         port = await self.get(port_id)
         if port is None:
             return

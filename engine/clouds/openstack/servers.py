@@ -14,12 +14,13 @@ from engine.clouds import port
 from engine.clouds.openstack import marks
 from engine.clouds.openstack.calls import Service
 from engine.clouds.openstack.config import Servers as Config
-from engine.clouds.openstack.waiting import Watch, unrecorded
+from engine.clouds.openstack.waiting import Watch
 from engine.clouds.port import Facts, FinalError, TransientError
 
 # The last version whose servers show the id of their flavor; later ones show what it was when the server was made.
 READ = "2.46"
-_GONE = frozenset({"DELETED", "SOFT_DELETED"})
+USER_DATA = 65535  # bytes, encoded
+GONE = frozenset({"DELETED", "SOFT_DELETED"})
 
 
 class Servers:
@@ -53,14 +54,13 @@ class Servers:
     ) -> Facts:
         """There is the server, and it is ACTIVE. What making it needs is asked for when it is made."""
         server = await self._found(effect, port_holder)
-        made = server is None
         if server is None:
             server = await self._make(effect, await image(), await user_data(), port_holder)
+        # From its answer on Nova lists the server by its name, so whatever goes wrong now, it is found.
         port.knows(server_id=server.id)
-        with unrecorded(made):
-            ready = await self.watch.until(server, lambda each: each.status in ("ACTIVE", "ERROR"))
-            if ready.status != "ACTIVE":
-                raise await self.fault(ready)
+        ready = await self.watch.until(server, lambda each: each.status in ("ACTIVE", "ERROR"))
+        if ready.status != "ACTIVE":
+            raise await self.fault(ready)
         return {"server_id": ready.id, "host": host_of(ready)}
 
     async def absent(self, effect: effects.ServerAbsent) -> Facts:
@@ -96,7 +96,9 @@ class Servers:
             await self._nova.remove("force_delete_server", lambda nova: nova.delete_server(server_id, force=True))
         elif server.task_state != "deleting":
             await self._nova.remove("delete_server", lambda nova: nova.delete_server(server_id))
-        await self.watch.until_gone(server_id)
+        left = await self.watch.until_gone(server_id, lambda each: each.status == "ERROR" and each.task_state is None)
+        if left is not None:
+            raise await self.fault(left, "delete")
 
     async def fault(self, server: Server, action: str | None = None) -> FinalError:
         """Why the server is broken, or why an action has failed, in the cloud's words."""
@@ -170,7 +172,7 @@ class Servers:
             "metadata": marks.metadata(effect.instance_id, effect.project),
             "tags": [marks.TAG],
             "config_drive": True,
-            "user_data": base64.b64encode(user_data).decode(),
+            "user_data": encoded(user_data),
         }
         if effect.availability_zone is not None:
             wanted["availability_zone"] = effect.availability_zone
@@ -204,6 +206,14 @@ class Servers:
         changed = await self._nova.look("list_servers", lambda nova: listed(nova, changes_since=since))
         now = dict(seen) | {each.id: each for each in changed}
         return {key: each for key, each in now.items() if each.status != "DELETED"}
+
+
+def encoded(user_data: bytes) -> str:
+    """User data as Nova takes them. What it refuses it repeats in its error, and they hold a token."""
+    text = base64.b64encode(user_data).decode()
+    if len(text) > USER_DATA:
+        raise FinalError("invalid_argument", f"user data of {len(text)} bytes, encoded, exceed Nova's {USER_DATA}")
+    return text
 
 
 def read(nova: Nova, server_id: str) -> Server:

@@ -14,7 +14,7 @@ from engine.clouds import port
 from engine.clouds.openstack import config as configured
 from engine.clouds.openstack import marks
 from engine.clouds.openstack.calls import Service
-from engine.clouds.openstack.waiting import Watch, unrecorded
+from engine.clouds.openstack.waiting import Watch, told
 from engine.clouds.port import Facts, FinalError, PayError, TransientError
 
 _AT_REST = frozenset({"available", "in-use"})
@@ -44,14 +44,13 @@ class Volumes:
             "volume", effect.name, found, lambda each: marks.in_metadata(effect.instance_id, each.metadata)
         )
         volume = next((each for each in mine if each.status != "deleting"), None)
-        made = volume is None
         if volume is None:
             volume = await self._make(effect)
         elif volume.size < effect.size:
             raise FinalError("conflict", f"volume {effect.name} has {volume.size} GiB already, not {effect.size}")
+        # From its answer on Cinder lists the volume by its name, so whatever goes wrong now, it is found.
         port.knows(volume_id=volume.id)
-        with unrecorded(made):
-            ready = await self._at_rest(volume)
+        ready = await self._at_rest(volume)
         return {"volume_id": ready.id}
 
     async def _make(self, effect: effects.EnsureVolume) -> Volume:
@@ -67,10 +66,11 @@ class Volumes:
 
     async def extend(self, effect: effects.ExtendVolume) -> Facts:
         """The volume has the size, in use or not."""
-        volume = await self._at_rest(await self._there(effect.volume_id))
+        volume = await self.at_rest(effect.volume_id)
         if volume.size < effect.size:
             await self._cinder.change("extend_volume", lambda cinder: cinder.extend_volume(volume.id, effect.size))
-            now = await self._at_rest(await self._there(volume.id))
+            with told():
+                now = await self.at_rest(volume.id)
             if now.size < effect.size:
                 raise TransientError(
                     "cloud_error", f"volume {volume.id} still has {now.size} GiB{await self._why(volume.id)}"
@@ -95,23 +95,26 @@ class Volumes:
         volume = await self.get(volume_id)
         if volume is None:
             return
+        if volume.status == "error_deleting":
+            broken = await self._broken(volume)
+            raise FinalError(
+                broken.code,
+                f"{broken.message}; Cinder takes no other try before an administrator has reset it: "
+                f"openstack volume set --state error {volume_id}",
+            )
         if volume.status != "deleting":
             volume = await self._watch.until(volume, lambda each: _is_over(each) or each.status == "deleting")
             if volume.attachments:
                 holder = volume.attachments[0]["server_id"]
                 raise TransientError("in_use", f"server {holder} has volume {volume_id}; delete the server first")
             await self._cinder.remove("delete_volume", lambda cinder: cinder.delete_volume(volume_id))
-        await self._watch.until_gone(volume_id)
+        left = await self._watch.until_gone(volume_id, lambda each: each.status.startswith(_BROKEN))
+        if left is not None:
+            raise await self._broken(left)
 
     async def at_rest(self, volume_id: str) -> Volume:
         """The volume once nothing is done with it. Raises `FinalError` when it is broken, or is not there."""
         return await self._at_rest(await self._there(volume_id))
-
-    async def detached(self, volume_id: str) -> Volume:
-        """The volume once no server has it, or its detachment has failed."""
-        return await self._watch.until(
-            await self._there(volume_id), lambda each: each.status not in ("in-use", "detaching", "reserved")
-        )
 
     async def _there(self, volume_id: str) -> Volume:
         return await self._cinder.look("get_volume", lambda cinder: cinder.get_volume(volume_id))
@@ -119,8 +122,11 @@ class Volumes:
     async def _at_rest(self, volume: Volume) -> Volume:
         now = await self._watch.until(volume, _is_over)
         if now.status not in _AT_REST:
-            raise FinalError("cloud_error", f"volume {now.id} is in status {now.status}{await self._why(now.id)}")
+            raise await self._broken(now)
         return now
+
+    async def _broken(self, volume: Volume) -> FinalError:
+        return FinalError("cloud_error", f"volume {volume.id} is in status {volume.status}{await self._why(volume.id)}")
 
     async def _why(self, volume_id: str) -> str:
         """What Cinder tells users of its last failure with the volume."""

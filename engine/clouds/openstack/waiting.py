@@ -11,17 +11,28 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Generic, Protocol, TypeVar
 
 from engine.clouds.poller import Poller
-from engine.clouds.port import PayError, TransientError, UnknownOutcomeError
+from engine.clouds.port import TransientError, UnknownOutcomeError
 
 WHOLE = 10  # every so many lists is one of everything: what a list of changes does not show is seen then at the latest
 
 
 class Resource(Protocol):
-    """What can be waited for."""
+    """What can be waited for: when it was made and last changed, by the cloud's clock."""
 
-    id: str
-    updated_at: str | None
-    created_at: str | None
+    @property
+    def id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def created_at(self) -> str | None:
+        """When it was made."""
+        ...
+
+    @property
+    def updated_at(self) -> str | None:
+        """When it was changed."""
+        ...
 
 
 R = TypeVar("R", bound=Resource)
@@ -66,11 +77,12 @@ class Watch(Generic[R]):
             raise TransientError("not_found", f"{self._kind} {now.id} has gone while it was waited for")
         return found
 
-    async def until_gone(self, resource_id: str) -> None:
-        """Return when there is no such resource. Raises when it stays for too long."""
+    async def until_gone(self, resource_id: str, failed: Callable[[R], bool]) -> R | None:
+        """None when there is no such resource; the resource when its removal has failed. Raises when neither comes."""
         async with self._patiently(f"{self._kind} {resource_id} was not gone"):
-            while (found := await self._get(resource_id)) is not None:
-                await self._news(found, lambda seen: seen is None)
+            while (found := await self._get(resource_id)) is not None and not failed(found):
+                await self._news(found, lambda seen: seen is None or failed(seen))
+        return found
 
     async def _news(self, found: R, over: Callable[[R | None], bool]) -> None:
         self._seen[found.id] = found
@@ -107,13 +119,9 @@ def _since(seen: Iterable[Resource]) -> str | None:
 
 
 @contextmanager
-def unrecorded(made: bool) -> Iterator[None]:
-    """What this payment has made is on nobody's record until it is paid, and a list may not show it yet: an error in
-    between leaves the outcome unknown. If it is final, the next payment, which finds what was made, says so.
-    """
+def told() -> Iterator[None]:
+    """The cloud was told to do what is waited for in here: unless it has ended, it may be doing it still."""
     try:
         yield
-    except PayError as error:
-        if not made:
-            raise
+    except TransientError as error:
         raise UnknownOutcomeError(error.code, error.message, retry_after=error.retry_after) from error

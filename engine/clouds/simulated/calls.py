@@ -21,6 +21,7 @@ from engine.clouds.port import (
     TransientError,
     UnknownOutcomeError,
     check_alone,
+    check_may_change,
     check_permit,
 )
 from engine.clouds.simulated.api import Api
@@ -65,6 +66,7 @@ class Calls:
 
     async def change(self, key: str, call: str, /, **args: Any) -> Any:
         """A call that makes or changes something."""
+        check_may_change()
         return await self._send(Call(name=call, args=args, request_id=key, caller=self._caller), changes=True)
 
     async def change_alone(self, key: str, call: str, /, **args: Any) -> None:

@@ -6,7 +6,7 @@ are open at once. What a lost answer hides is seen by the next payment's look, o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,11 +14,13 @@ from uuid import UUID, uuid4
 from aggregates import effects
 from aggregates.catalogue import Catalogue
 from aggregates.effects import CloudEffect
-from engine.clouds.port import Facts, PayError
+from aggregates.resources import Resource, ResourceKind
+from engine.clouds.port import Facts, PayError, refuse_stranger
 from engine.clouds.simulated.api import CATALOGUE, Api, CloudApi
 from engine.clouds.simulated.calls import Calls
 from engine.clouds.simulated.failures import Failures
 from engine.clouds.simulated.faults import LATEST, STALEST
+from engine.clouds.simulated.inventory import resources
 from engine.clouds.simulated.networking import Networking
 from engine.clouds.simulated.resources import Entry
 from engine.clouds.simulated.servers import Servers
@@ -84,8 +86,13 @@ class SimulatedCloud:
     async def _known_offer(self) -> Catalogue:
         return self._offered or await self.catalogue()
 
-    async def inventory(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Everything there is, by kind and id."""
+    async def inventory(self) -> Sequence[Resource]:
+        """All that the cloud holds of servers, ports and volumes, as its lists say."""
+        look = self._calls.look
+        return resources(await look("list_servers"), await look("list_ports"), await look("list_volumes"))
+
+    async def contents(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Everything there is, by kind and id, past all faults: for tests."""
         return await self.api.inventory()
 
     @property
@@ -128,7 +135,22 @@ class SimulatedCloud:
                 | effects.DetachVolume()
             ):
                 return await self._volumes.pay(effect, key)
+            case effects.ResourceAbsent():
+                return await self._resource_absent(effect, key)
         return await self._servers.pay(effect, key)
+
+    async def _resource_absent(self, effect: effects.ResourceAbsent, key: str) -> Facts:
+        found = await self._calls.present(f"get_{effect.kind}", effect.resource_id)
+        if found is None:
+            return {}
+        refuse_stranger(effect, found.name)
+        remove = {
+            ResourceKind.SERVER: self._servers.remove,
+            ResourceKind.PORT: self._networking.remove_port,
+            ResourceKind.VOLUME: self._volumes.remove,
+        }
+        await remove[effect.kind](effect.resource_id, key)
+        return {}
 
     async def _pay_credentials(self, effect: effects.EnsureCredentials | effects.CredentialsAbsent, key: str) -> Facts:
         name = str(effect.instance_id)

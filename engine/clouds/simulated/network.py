@@ -33,8 +33,8 @@ class Network:
 
     # --- ports ----------------------------------------------------------------------------------------------------
 
-    def list_ports(self, name: str) -> list[Port]:
-        """The ports of this name, oldest first."""
+    def list_ports(self, name: str | None = None) -> list[Port]:
+        """The ports of this name, or all, oldest first."""
         return self.ports.named(name, self._ground.age)
 
     def get_port(self, id: str) -> Port:  # noqa: A002 - the clouds' own word

@@ -84,11 +84,15 @@ class Networking:
 
     async def _port_absent(self, effect: effects.PortAbsent, key: str) -> Facts:
         for port_id in await self._calls.ids("list_ports", effect.name, effect.port_id):
-            port: Port | None = await self._calls.present("get_port", port_id)
-            if port is not None:
-                refuse_in_use("port", port_id, port.server_id)
-                await self._calls.remove(key, "delete_port", port_id)
+            await self.remove_port(port_id, key)
         return {}
+
+    async def remove_port(self, port_id: str, key: str) -> None:
+        """The port is gone. Raises `TransientError` while a server has it."""
+        port: Port | None = await self._calls.present("get_port", port_id)
+        if port is not None:
+            refuse_in_use("port", port_id, port.server_id)
+            await self._calls.remove(key, "delete_port", port_id)
 
     async def _set_group(self, key: str, port_id: str, group_id: str, *, wanted: bool) -> None:
         port: Port | None = await self._calls.present("get_port", port_id)

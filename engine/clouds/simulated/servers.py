@@ -8,7 +8,7 @@ from typing import Any
 from aggregates import effects
 from aggregates.catalogue import Catalogue
 from aggregates.effects import CloudEffect
-from engine.clouds.port import Facts, FinalError, TransientError, knows
+from engine.clouds.port import Facts, FinalError, TransientError, UnknownOutcomeError, knows
 from engine.clouds.simulated.calls import Calls, unrecorded
 from engine.clouds.simulated.resources import Action, Port, Server, ServerGroup
 
@@ -20,7 +20,7 @@ class Servers:
         self._calls = calls
         self._offered = offered
 
-    async def pay(self, effect: CloudEffect, key: str) -> Facts:
+    async def pay(self, effect: CloudEffect, key: str) -> Facts:  # noqa: PLR0911 - a table
         """Make the effect true. Raises `TransientError` or `FinalError`."""
         match effect:
             case effects.EnsureServerGroup():
@@ -31,6 +31,11 @@ class Servers:
                 return await self._ensure(effect, key)
             case effects.ServerAbsent():
                 return await self._absent(effect, key)
+            case effects.ResizeServer():
+                server = await self._calls.idle_server(effect.server_id)
+                if server.flavor_id != effect.flavor_id:
+                    server = await self._act(key, "resize_server", server.id, flavor_id=effect.flavor_id)
+                return {"new_host": server.host}
             case effects.MigrateServer():
                 return await self._migrate(effect, key)
             case _:
@@ -43,10 +48,6 @@ class Servers:
                 await self._once(key, "reboot", effect.server_id, hard=effect.hard)
             case effects.RebuildServer():
                 await self._once(key, "rebuild", effect.server_id, image_id=effect.image_id)
-            case effects.ResizeServer():
-                server = await self._calls.idle_server(effect.server_id)
-                if server.flavor_id != effect.flavor_id:
-                    await self._act(key, "resize_server", server.id, flavor_id=effect.flavor_id)
             case effects.ConfirmServer():
                 if (await self._calls.idle_server(effect.server_id)).status == "VERIFY_RESIZE":
                     await self._act(key, "confirm_server", effect.server_id)
@@ -128,20 +129,28 @@ class Servers:
 
     async def _absent(self, effect: effects.ServerAbsent, key: str) -> Facts:
         for server_id in await self._calls.ids("list_servers", effect.name, effect.server_id):
-            server: Server | None = await self._calls.present("get_server", server_id)
-            if server is None:
-                continue
-            if server.task != "deleting":
-                await self._calls.remove(key, "delete_server", server_id)
-            await self._calls.until_gone("server", self._calls.servers, server_id)
+            await self.remove(server_id, key)
         return {}
+
+    async def remove(self, server_id: str, key: str) -> None:
+        """The server is gone."""
+        server: Server | None = await self._calls.present("get_server", server_id)
+        if server is None:
+            return
+        if server.task != "deleting":
+            await self._calls.remove(key, "delete_server", server_id)
+        await self._calls.until_gone("server", self._calls.servers, server_id)
 
     # --- what is done with a server -------------------------------------------------------------------------------
 
     async def _act(self, key: str, name: str, server_id: str, **args: Any) -> Server:
         """The server once the cloud has done what it was told."""
         await self._calls.change_alone(key, name, id=server_id, **args)
-        return await self._calls.idle_server(server_id)
+        try:
+            return await self._calls.idle_server(server_id)
+        except TransientError as error:
+            # It was told, and may be doing it still.
+            raise UnknownOutcomeError(error.code, error.message, retry_after=error.retry_after) from error
 
     async def _once(self, key: str, action: str, server_id: str, **args: Any) -> None:
         """What can be seen only in the list of what was done is done once under the key."""

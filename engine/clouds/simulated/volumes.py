@@ -29,7 +29,7 @@ class Volumes:
                     return await self._ensure(effect, key)
             case effects.VolumeAbsent():
                 for volume_id in await self._calls.ids("list_volumes", effect.name, effect.volume_id):
-                    await self._remove(volume_id, key)
+                    await self.remove(volume_id, key)
             case effects.SurplusAbsent():
                 return await self._surplus_absent(effect, key)
             case effects.ExtendVolume():
@@ -77,9 +77,10 @@ class Volumes:
             raise FinalError("conflict", f"volume {volume.id} is attached to server {volume.server_id}")
         if volume.server_id is not None and volume.status != "detaching":
             await self._calls.change_alone(key, "detach_volume", server_id=effect.server_id, volume_id=volume.id)
-        await self._calls.until(
-            "volume", self._calls.volumes, volume, volume.id, lambda each: each.status == "available"
-        )
+        with unrecorded(True):  # it was told, and may be doing it still
+            await self._calls.until(
+                "volume", self._calls.volumes, volume, volume.id, lambda each: each.status == "available"
+            )
 
     async def _ready(self, volume: Volume) -> Volume:
         """The volume once the cloud does nothing with it."""
@@ -90,7 +91,7 @@ class Volumes:
     async def _surplus_absent(self, effect: effects.SurplusAbsent, key: str) -> Facts:
         removed = await self._surplus("list_volumes", effect.name, effect.keep)
         for volume_id in removed:
-            await self._remove(volume_id, key)
+            await self.remove(volume_id, key)
         groups = ("list_security_groups", "delete_security_group", effect.security_group_name)
         for listing, deleting, name in (groups, *((*each, effect.name) for each in _UNFENCED)):
             for surplus in await self._surplus(listing, name, effect.keep):
@@ -101,7 +102,8 @@ class Volumes:
     async def _surplus(self, listing: str, name: str, keep: tuple[str, ...]) -> list[str]:
         return [each for each in await self._calls.ids(listing, name, None) if each not in keep]
 
-    async def _remove(self, volume_id: str, key: str) -> None:
+    async def remove(self, volume_id: str, key: str) -> None:
+        """The volume is gone. Raises `TransientError` while a server has it."""
         volume: Volume | None = await self._calls.present("get_volume", volume_id)
         if volume is None:
             return

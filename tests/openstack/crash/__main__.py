@@ -5,6 +5,7 @@ was broken.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--spread", type=int, metavar="N", help="N boundaries, drawn by --seed, instead of all")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="by which the spread is drawn")
     options = parser.parse_args(argv)
+    # Ended as by Ctrl-C: what was started and made must not outlive this.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
     quiet()
     began = time.monotonic()
     matrix = record(plain((options.only,) if options.only else OPERATIONS))

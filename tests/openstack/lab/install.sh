@@ -10,7 +10,7 @@ again() { # again COMMAND...: a mirror that stumbles is asked three times
 
 rabbitmq_server=/usr/lib/rabbitmq/bin/rabbitmq-server
 
-system_packages() {
+system_packages() { # in a shell of its own
     local missing=()
     PATH=$PATH:/usr/sbin command -v mariadbd >/dev/null || missing+=(mariadb-server-core)
     command -v mariadb >/dev/null || missing+=(mariadb-client-core)
@@ -19,15 +19,14 @@ system_packages() {
     [ "$(id -u)" = 0 ] || die "the lab needs the packages ${missing[*]}: install them, or run this as root"
     log "apt: ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
-    # The package starts a broker of its own, which nobody wants here.
-    local lock=(-o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 -qq) policy=/usr/sbin/policy-rc.d made=
-    if [ ! -e $policy ]; then
-        printf '#!/bin/sh\nexit 101\n' >$policy && chmod +x $policy
-        made=yes
+    local apt=(apt-get -qq -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3)
+    if [ ! -e /usr/sbin/policy-rc.d ]; then # else the package starts a broker of its own, which nobody wants here
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+        chmod +x /usr/sbin/policy-rc.d
     fi
-    again apt-get "${lock[@]}" update
-    again apt-get "${lock[@]}" -y install --no-install-recommends "${missing[@]}" >/dev/null
-    [ -z "$made" ] || rm -f $policy
+    again "${apt[@]}" update
+    again "${apt[@]}" -y install --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 fit_python() {

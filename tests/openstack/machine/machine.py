@@ -116,6 +116,7 @@ class Machine:
 
     def _spawn(self, record: Record | None, told: Told) -> None:
         """On a host that it moves to, it is spawned with what it has."""
+        self._sweep()
         before = record or Record()
         self._end(before)
         drive = self._directory / "config-drive"

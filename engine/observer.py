@@ -1,0 +1,207 @@
+"""The observer: looks now and then at all that the cloud holds, and removes what is surplus.
+
+What no fence and no later look of an operation has caught is found here: a call carried out after everybody had
+reckoned with it. It is level-triggered: each look compares what there is with what the log says, so whatever dies in
+between, the next look goes on. It removes only what bears the exact name of an instance in this log and can never be
+recorded as that instance's own, so a second observer, or one that wakes up late, removes nothing else either.
+
+Lists may be old, so only what two looks in a row agree about counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from aggregates import observation
+from aggregates.base import Event
+from aggregates.effects import Effect, ResourceAbsent
+from aggregates.instance import Instance
+from aggregates.resources import Resource
+from engine import crash_points
+from engine.clock import Now, utc_now
+from engine.clouds.port import Cloud, PayError, permit
+from engine.hot import HotAggregates
+from engine.mapper import UnknownEventError
+from engine.partitions import Listener, Ownership, Sole, range_of_aggregate
+from engine.store import Conflict, EventStore
+
+log = structlog.get_logger(__name__)
+
+Pay = Callable[[Effect, str], Awaitable[Mapping[str, Any]]]
+
+OBSERVE_EVERY = 60.0  # seconds between two looks
+REMOVED_WITHIN = 120.0  # seconds for one removal; what takes longer is taken up again by the next look
+AT_ONCE = 100  # instances that are compared before others get their turn on the loop
+
+
+class Observer(Listener):
+    """Looks `every` so many seconds, more or less, after the instances that this worker owns.
+
+    `pay` makes effects true. `jitter` spreads the looks of several workers: a number from 0 to 1 each time.
+    """
+
+    def __init__(
+        self,
+        store: EventStore,
+        hot: HotAggregates,
+        cloud: Cloud,
+        pay: Pay,
+        *,
+        every: float = OBSERVE_EVERY,
+        ownership: Ownership | None = None,
+        now: Now = utc_now,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._store = store
+        self._hot = hot
+        self._cloud = cloud
+        self._pay = pay
+        self._every = every
+        self._ownership = ownership or Sole()
+        self._now = now
+        self._jitter = jitter
+        self._gained: set[str] = set()
+        self._unfinished: set[UUID] = set()  # those with surplus on record, which the cloud need not show any more
+        self._seen_once: dict[UUID, frozenset[str]] = {}
+        self._agreed: dict[UUID, int] = {}  # what was seen, and needs no second comparison while nothing changes
+        store.listen(self._on_commit)
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        self._ownership.listen(self)
+        while True:
+            await asyncio.sleep(self._every * (0.8 + 0.4 * self._jitter()))
+            try:
+                await self.look()
+            except PayError as error:
+                log.warning("cloud_not_observed", error=str(error), retry_in=self._every)
+            except Exception:
+                # A defect in looking must not end the work that goes on without it.
+                log.exception("observer_broke", retry_in=self._every)
+
+    def gained(self, ranges: Collection[str]) -> None:
+        """Take up what was found there."""
+        self._gained.update(ranges)
+
+    def lost(self, ranges: Collection[str]) -> None:
+        """Forget what was seen there: others act on it from now on."""
+        self._gained.difference_update(ranges)
+        for known in (self._seen_once, self._agreed):
+            for instance_id in [each for each in known if range_of_aggregate(each) in ranges]:
+                del known[instance_id]
+        self._unfinished = {each for each in self._unfinished if range_of_aggregate(each) not in ranges}
+
+    def _on_commit(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._agreed.pop(event.originator_id, None)
+
+    async def look(self) -> None:
+        """Look once. Raises `PayError` when the cloud does not say what it holds."""
+        gained, self._gained = self._gained, set()
+        if gained:
+            found = await self._store.with_surplus()
+            self._unfinished |= {each for each in found if range_of_aggregate(each) in gained}
+        seen: dict[UUID, list[Resource]] = defaultdict(list)
+        for resource in await self._cloud.inventory():
+            if resource.instance_id is not None:
+                seen[resource.instance_id].append(resource)
+        surplus = await self._compare(seen)
+        await asyncio.gather(*(self._clear_away(instance_id, found) for instance_id, found in surplus.items()))
+
+    async def _compare(self, seen: Mapping[UUID, Sequence[Resource]]) -> dict[UUID, tuple[Resource, ...]]:
+        """The surplus on record of each of our instances, that of this look included."""
+        surplus = {}
+        for number, instance_id in enumerate(await self._ours(seen)):
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
+            try:
+                found = await self._look_at(instance_id, seen.get(instance_id, ()))
+            except (Conflict, UnknownEventError):
+                continue  # others own it, or can read it
+            except Exception:
+                # One whose history cannot be read must not hide what there is of all others.
+                log.exception("instance_not_observed", instance_id=str(instance_id))
+                continue
+            if found:
+                surplus[instance_id] = found
+        return surplus
+
+    async def _ours(self, seen: Mapping[UUID, Sequence[Resource]]) -> list[UUID]:
+        """Those to compare: of this log, in our ranges, and not as they were when all agreed."""
+        self._agreed = {each: agreed for each, agreed in self._agreed.items() if each in seen}
+        wanted = {
+            instance_id
+            for instance_id in seen.keys() | self._seen_once.keys() | self._unfinished
+            if self._ownership.serves(range_of_aggregate(instance_id))
+            and (instance_id not in self._agreed or self._agreed[instance_id] != _view(seen[instance_id]))
+        }
+        strangers = {each for each in wanted if each not in self._hot}
+        return sorted(wanted - strangers | (await self._store.existing(strangers) if strangers else set()))
+
+    async def _look_at(self, instance_id: UUID, seen: Sequence[Resource]) -> tuple[Resource, ...]:
+        async with self._hot.turn(instance_id) as turn:
+            instance = turn.aggregate
+            if not isinstance(instance, Instance):
+                return ()
+            found = observation.surplus(instance, seen)
+            before = self._seen_once.pop(instance_id, frozenset())
+            for resource in found:
+                if resource.id in before:
+                    observation.note_surplus(instance, resource, at=self._now())
+            await self._hot.commit(turn)
+            on_record = instance.surplus
+            if found:
+                self._seen_once[instance_id] = frozenset(each.id for each in found)
+            if on_record:
+                self._unfinished.add(instance_id)
+            else:
+                self._unfinished.discard(instance_id)
+            if not found and not on_record and instance.operation is None:
+                self._agreed[instance_id] = _view(seen)
+            return on_record
+
+    # --- removing -------------------------------------------------------------------------------------------------
+
+    async def _clear_away(self, instance_id: UUID, surplus: Sequence[Resource]) -> None:
+        """One after the other, since a server has the others."""
+        permit.set(self._ownership.permit(range_of_aggregate(instance_id)))
+        for resource in surplus:
+            crash_points.reach("surplus_found", resource.kind)
+            try:
+                async with asyncio.timeout(REMOVED_WITHIN):
+                    await self._pay(_absent(instance_id, resource), f"{instance_id}:{resource.id}:ResourceAbsent")
+                crash_points.reach("surplus_removed", resource.kind)
+                async with self._hot.turn(instance_id) as turn:
+                    observation.note_removed(turn.aggregate, resource, at=self._now())
+                    await self._hot.commit(turn)
+            except Conflict:
+                return  # the range is not ours any more: its owner looks, too
+            except (PayError, TimeoutError) as error:
+                log.warning(
+                    "surplus_not_removed",
+                    instance_id=str(instance_id),
+                    resource=str(resource),
+                    error=str(error) or f"it was not gone within {REMOVED_WITHIN:.0f} s",
+                    retry_in=self._every,
+                )
+                return
+            except Exception:
+                log.exception("surplus_not_removed", instance_id=str(instance_id), resource=str(resource))
+                return
+            log.info("surplus_removed", instance_id=str(instance_id), resource=str(resource))
+
+
+def _absent(instance_id: UUID, resource: Resource) -> ResourceAbsent:
+    return ResourceAbsent(instance_id=instance_id, kind=resource.kind, name=resource.name, resource_id=resource.id)
+
+
+def _view(seen: Sequence[Resource]) -> int:
+    """What tells one view from another."""
+    return hash(frozenset(seen))

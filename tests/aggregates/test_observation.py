@@ -1,0 +1,123 @@
+"""What a look at the cloud shows of an instance: what is surplus, and what never is."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from aggregates.instance import Instance
+from aggregates.observation import note_removed, note_surplus, surplus
+from aggregates.resources import Resource, ResourceKind, instance_named, resource_name
+from tests.support.given import (
+    EXAMPLES,
+    NOON,
+    active,
+    advance,
+    context,
+    everywhere,
+    fail,
+    intervention,
+    park,
+    requested,
+    settle,
+    started,
+)
+
+SERVER, PORT, VOLUME = ResourceKind.SERVER, ResourceKind.PORT, ResourceKind.VOLUME
+
+
+def seen(instance: Instance, kind: ResourceKind, resource_id: str, **given: Any) -> Resource:
+    return Resource(kind=kind, id=resource_id, **{"name": instance.resource_name, **given})
+
+
+def own(instance: Instance) -> list[Resource]:
+    """What a cloud that agrees shows."""
+    return [seen(instance, kind, f"{kind}-1") for kind in ResourceKind]
+
+
+def deleted() -> Instance:
+    instance = started("delete_instance")
+    settle(instance)
+    return instance
+
+
+@pytest.mark.parametrize("kind", ResourceKind)
+def test_of_two_of_a_name_the_one_that_is_not_recorded_is_surplus(kind: ResourceKind) -> None:
+    instance = active()
+    second = seen(instance, kind, "second")
+    assert surplus(instance, [second, *own(instance)]) == (second,)
+
+
+@pytest.mark.parametrize("state", [state for state, each in everywhere().items() if each.operation is None])
+def test_what_is_recorded_is_surplus_only_when_the_instance_has_nothing(state: str) -> None:
+    instance = everywhere()[state]
+    found = surplus(instance, own(instance))
+    assert [each.kind for each in found] == (list(ResourceKind) if state in ("FAILED", "DELETED") else [])
+
+
+@pytest.mark.parametrize("state", [state for state, each in everywhere().items() if each.operation is not None])
+def test_while_an_operation_runs_nothing_is_surplus(state: str) -> None:
+    instance = everywhere()[state]
+    assert surplus(instance, [*own(instance), seen(instance, VOLUME, "second")]) == ()
+
+
+def test_the_only_one_of_its_kind_is_not_surplus_though_another_is_recorded() -> None:
+    instance = active()
+    assert surplus(instance, [seen(instance, VOLUME, "second"), seen(instance, SERVER, "server-1")]) == ()
+
+
+def test_what_a_failed_create_has_kept_without_recording_it_is_not_surplus() -> None:
+    instance = advance(requested(keep_on_failure=True), "build_server")
+    fail(instance)
+    assert instance.state == "ERROR"
+    assert surplus(instance, [seen(instance, SERVER, "late"), seen(instance, PORT, "port-1")]) == ()
+
+
+@pytest.mark.parametrize("name", ["holdfast-sg-{0}", "holdfast-{0} ", "{0}", "holdfast-{1}"])
+def test_nothing_of_another_name_is_surplus_whatever_its_tag_says(name: str) -> None:
+    instance = deleted()
+    stranger = Resource(kind=VOLUME, id="x", name=name.format(instance.id, uuid4()), instance_id=instance.id)
+    assert surplus(instance, [stranger]) == ()
+
+
+def test_servers_go_first_and_what_is_on_its_way_out_is_left_to_itself() -> None:
+    instance = deleted()
+    shown = [seen(instance, VOLUME, "v"), seen(instance, PORT, "p"), seen(instance, SERVER, "s")]
+    shown.append(seen(instance, VOLUME, "w", status="deleting"))
+    assert [each.id for each in surplus(instance, shown)] == ["s", "p", "v"]
+
+
+def test_what_somebody_had_left_there_stays_until_a_delete_is_asked_for() -> None:
+    instance = advance(requested(), "build_server")
+    fail(instance)
+    advance(instance, "undo_build_volume")
+    instance.execute(intervention(park(instance), "skip_step"), context())
+    settle(instance)
+    assert instance.state == "FAILED"
+    assert [each.kind for each in surplus(instance, own(instance))] == [SERVER, PORT]
+    instance.execute(EXAMPLES["delete_instance"], context())
+    settle(instance)
+    assert [each.kind for each in surplus(instance, own(instance))] == [SERVER, PORT, VOLUME]
+
+
+@pytest.mark.parametrize("instance", [active(), deleted()], ids=["ACTIVE", "DELETED"])
+def test_what_is_found_is_remembered_until_it_is_gone_and_changes_nothing_else(instance: Instance) -> None:
+    before = (instance.state, instance.entered, instance.operation, instance.version)
+    first, second = seen(instance, VOLUME, "a"), seen(instance, VOLUME, "b")
+    for _ in range(2):
+        note_surplus(instance, first, at=NOON)
+    note_surplus(instance, second, at=NOON)
+    assert [each.id for each in instance.surplus] == ["a", "b"]
+    for _ in range(2):
+        note_removed(instance, first, at=NOON)
+    assert [each.id for each in instance.surplus] == ["b"]
+    assert (instance.state, instance.entered, instance.operation, instance.version - 3) == before
+
+
+def test_a_name_tells_its_instance_and_no_other_name_does() -> None:
+    instance_id = UUID("0a" * 16)
+    assert instance_named(resource_name(instance_id)) == instance_id
+    others = (f"holdfast-{str(instance_id).upper()}", f"holdfast-{instance_id.hex}", str(instance_id), "holdfast-")
+    assert [instance_named(other) for other in others] == [None] * 4
