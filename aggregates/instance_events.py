@@ -12,7 +12,7 @@ from aggregates import base
 from aggregates.base import Failure, Intervention, Operation
 from aggregates.catalogue import Flavor
 from aggregates.effects import Database, User
-from aggregates.resources import Resource
+from aggregates.resources import Drift, Resource
 
 
 class InstanceEvent(base.Event):
@@ -95,8 +95,42 @@ class SurplusDeleted(InstanceEvent):
         aggregate.surplus = tuple(each for each in aggregate.surplus if each.id != self.removed.id)
 
 
+class DriftFound(InstanceEvent):
+    """Something recorded is not, in the cloud, what it is believed to be. Takes the place of what was found before.
+
+    Seen from outside, as surplus is. Nothing is done about it.
+    """
+
+    drift: Drift
+
+    def apply(self, aggregate: Any) -> None:
+        """Remember it."""
+        others = (each for each in aggregate.drift if each.about != self.drift.about)
+        aggregate.drift = (*others, self.drift)
+
+
+class DriftGone(InstanceEvent):
+    """What was found to differ is again as it is believed to be, or is believed no longer."""
+
+    drift: Drift
+
+    def apply(self, aggregate: Any) -> None:
+        """Forget it."""
+        aggregate.drift = tuple(each for each in aggregate.drift if each.about != self.drift.about)
+
+
+# The states in which an instance has nothing in the cloud.
+NOTHING = frozenset({"FAILED", "DELETED"})
+
+
 class Transition(InstanceEvent, base.Transitioned):
     """Base of the lifecycle's events."""
+
+    def apply(self, aggregate: Any) -> None:
+        """Assign; of what has nothing nothing can differ."""
+        super().apply(aggregate)
+        if self.state in NOTHING:
+            aggregate.drift = ()
 
 
 class Requested(Transition):
@@ -313,9 +347,19 @@ class ServerDeleted(Transition):
 class PortDeleted(Transition):
     """No port of the instance exists."""
 
+    def apply(self, aggregate: Any) -> None:
+        """Assign; its id is kept."""
+        super().apply(aggregate)
+        aggregate.port_gone = True
+
 
 class VolumeDeleted(Transition):
     """No volume of the instance exists."""
+
+    def apply(self, aggregate: Any) -> None:
+        """Assign; its id is kept."""
+        super().apply(aggregate)
+        aggregate.volume_gone = True
 
 
 class CredentialsRevoked(Transition):
