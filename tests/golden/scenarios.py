@@ -18,10 +18,10 @@ from aggregates.effects import Database, User
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
-from aggregates.observation import note_removed, note_surplus
+from aggregates.observation import Look, note, note_removed, note_surplus
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
-from aggregates.resources import Resource, ResourceKind
+from aggregates.resources import Drift, DriftKind, Resource, ResourceKind
 from tests.support.given import EXAMPLES, NOON, YIELDS, context, intervention, started
 
 ID = uuid5(NAMESPACE_URL, "holdfast:golden")
@@ -100,9 +100,9 @@ class Teller:
         """A fact beside the state."""
         self.instance.note(event, at=self._now(), **facts)
 
-    def see(self, note: Callable[..., None], resource: Resource) -> None:
+    def see(self, note: Callable[..., None], seen: Resource | Look) -> None:
         """Something seen in the cloud is noted."""
-        note(self.instance, resource, at=self._now())
+        note(self.instance, seen, at=self._now())
 
     def attempt(self, number: int) -> None:
         """What is owed fails in a way that may pass."""
@@ -333,6 +333,21 @@ def _observed() -> Sequence[Any]:
     return teller.events()
 
 
+def _drifted() -> Sequence[Any]:
+    """A volume grown and a server moved by hand; then the volume alone; then all as it was, but for the port."""
+    teller = Teller("create_instance")
+    teller.settle()
+    grown, moved, missed = (
+        Drift(resource=ResourceKind.VOLUME, id="volume-1", what=DriftKind.SIZE, believed="1", seen="7"),
+        Drift(resource=ResourceKind.SERVER, id="server-1", what=DriftKind.HOST, believed="host-1", seen="host-2"),
+        Drift(resource=ResourceKind.PORT, id="port-1", what=DriftKind.GONE),
+    )
+    for drift in ((grown, moved), (grown,), (missed,)):
+        now = Look(entered=teller.instance.entered, drift=drift)
+        teller.see(lambda instance, seen, at: note(instance, seen, seen, at=at), now)
+    return teller.events()
+
+
 def _long_life() -> Sequence[Any]:
     teller = Teller("create_instance")
     teller.settle()
@@ -387,6 +402,7 @@ OTHERS: dict[str, Callable[[], Sequence[Any]]] = {
     "start_instance-deleted_while_off": _deleted_while_off,
     "instance-long_life": _long_life,
     "instance-observed": _observed,
+    "instance-drifted": _drifted,
     "health": _health,
     "quota": _quota,
     "command-accepted": partial(_record, CommandAccepted, version=3),
