@@ -85,6 +85,17 @@ class SurplusFound(InstanceEvent):
         aggregate.surplus = (*aggregate.surplus, self.found)
 
 
+class OrphanDisowned(InstanceEvent):
+    """Somebody wants something removed that bears the instance's name and is none of its own, but was left alone."""
+
+    found: Resource
+    actor: str
+
+    def apply(self, aggregate: Any) -> None:
+        """It is surplus from now on."""
+        aggregate.surplus = (*aggregate.surplus, self.found)
+
+
 class SurplusDeleted(InstanceEvent):
     """What was found to be surplus is gone."""
 

@@ -11,8 +11,16 @@ from datetime import datetime
 
 import msgspec
 
+from aggregates.base import Refusal
 from aggregates.instance import Instance
-from aggregates.instance_events import NOTHING, DriftFound, DriftGone, SurplusDeleted, SurplusFound
+from aggregates.instance_events import (
+    NOTHING,
+    DriftFound,
+    DriftGone,
+    OrphanDisowned,
+    SurplusDeleted,
+    SurplusFound,
+)
 from aggregates.resources import DELETING, Drift, DriftKind, Resource, ResourceKind
 
 _REMOVED_BY = {
@@ -90,6 +98,38 @@ def note_removed(instance: Instance, removed: Resource, *, at: datetime) -> None
     """Record that it is gone; what is on record no longer is no second event."""
     if removed.id in {each.id for each in instance.surplus}:
         instance.trigger_event(SurplusDeleted, timestamp=at, removed=removed)
+
+
+# --- orphans ------------------------------------------------------------------------------------------------------
+
+
+def orphans(instance: Instance, seen: Sequence[Resource]) -> tuple[Resource, ...]:
+    """Of what was seen as the instance's by name or mark, what is not its own and is not removed as surplus."""
+    if instance.operation is not None:
+        return ()
+    removed = {each.id for each in (*instance.surplus, *surplus(instance, seen))}
+    return tuple(each for each in seen if each.id not in removed and not _is_own(instance, each))
+
+
+def disown(instance: Instance, found: Resource, *, actor: str, at: datetime) -> None:
+    """Record that somebody wants the orphan removed; wanted already, it is no second event. Raises `Refusal`."""
+    if instance.operation is not None:
+        raise Refusal(
+            "conflict",
+            f"operation {instance.operation.id} ({instance.operation.command}) is running on instance {instance.id}, "
+            f"and may record {found} as its own; wait until it has ended",
+        )
+    if _is_own(instance, found):
+        raise Refusal(
+            "forbidden_state",
+            f"{found} is instance {instance.id}'s own, which is {instance.status}; delete the instance to remove it",
+        )
+    if found.id not in {each.id for each in instance.surplus}:
+        instance.trigger_event(OrphanDisowned, timestamp=at, found=found, actor=actor)
+
+
+def _is_own(instance: Instance, found: Resource) -> bool:
+    return instance.state not in NOTHING and found.id == instance.recorded(found.kind)
 
 
 # --- drift --------------------------------------------------------------------------------------------------------

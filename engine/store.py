@@ -27,7 +27,7 @@ from eventsourcing.persistence import IntegrityError, PersistenceError, StoredEv
 
 from aggregates.base import Event
 from aggregates.health import Health, HealthForgotten, HealthWatched
-from aggregates.instance_events import InstanceRequested, QuotaReleased, SurplusDeleted, SurplusFound
+from aggregates.instance_events import InstanceRequested, OrphanDisowned, QuotaReleased, SurplusDeleted, SurplusFound
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from aggregates.snapshots import Snapshot
 from engine.clock import monotonic
@@ -174,12 +174,12 @@ class EventLog:
 
     def with_surplus(self) -> set[UUID]:
         """The instances of which more was found to be surplus than is gone."""
-        topics = [SurplusFound.TOPIC, SurplusDeleted.TOPIC]
+        topics = [SurplusFound.TOPIC, OrphanDisowned.TOPIC, SurplusDeleted.TOPIC]
         left: Counter[UUID] = Counter()
         after = 0
         while page := self.recorder.select_notifications(after, 1000, topics=topics, inclusive_of_start=False):
             for notification in page:
-                left[_uuid(notification.originator_id)] += 1 if notification.topic == SurplusFound.TOPIC else -1
+                left[_uuid(notification.originator_id)] += -1 if notification.topic == SurplusDeleted.TOPIC else 1
             after = page[-1].id
         return {instance_id for instance_id, count in left.items() if count}
 

@@ -7,8 +7,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from aggregates.base import Refusal
 from aggregates.instance import Instance
-from aggregates.observation import drift, look, note, note_removed, note_surplus, surplus
+from aggregates.observation import disown, drift, look, note, note_removed, note_surplus, orphans, surplus
 from aggregates.resources import Resource, ResourceKind, instance_named, resource_name
 from tests.support.given import (
     EXAMPLES,
@@ -228,3 +229,46 @@ def test_what_is_deleted_shows_no_drift() -> None:
     instance.execute(EXAMPLES["delete_instance"], context())
     settle(instance)
     assert told(instance) == []
+
+
+# --- orphans ------------------------------------------------------------------------------------------------------
+
+
+def test_an_orphan_is_what_is_neither_its_own_nor_removed_as_surplus() -> None:
+    instance = active()
+    shown = [seen(instance, VOLUME, "only one left"), *(each for each in own(instance) if each.kind is not VOLUME)]
+    shown.append(seen(instance, VOLUME, "marked", name="another name"))
+    assert [each.id for each in orphans(instance, shown)] == ["only one left", "marked"]
+    shown.extend(own(instance))
+    assert [each.id for each in orphans(instance, shown)] == ["marked"]
+    note_surplus(instance, shown[0], at=NOON)
+    assert [each.id for each in orphans(instance, [shown[0]])] == []
+
+
+def test_of_a_running_operation_nothing_is_an_orphan() -> None:
+    instance = advance(requested(), "build_server")
+    assert orphans(instance, [seen(instance, VOLUME, "other")]) == ()
+    with pytest.raises(Refusal, match="is running") as raised:
+        disown(instance, seen(instance, VOLUME, "other"), actor="bob", at=NOON)
+    assert raised.value.code == "conflict"
+
+
+@pytest.mark.parametrize("kind", ResourceKind)
+def test_what_is_its_own_is_not_disowned(kind: ResourceKind) -> None:
+    instance = active()
+    with pytest.raises(Refusal, match="'s own, which is ACTIVE") as raised:
+        disown(instance, seen(instance, kind, f"{kind}-1"), actor="bob", at=NOON)
+    assert raised.value.code == "forbidden_state"
+    assert instance.surplus == ()
+
+
+def test_what_somebody_had_left_there_is_an_orphan_and_is_disowned_once() -> None:
+    instance = park(advance(started("delete_instance"), "delete_volume"))
+    instance.execute(intervention(instance, "skip_step"), context())
+    settle(instance)
+    volume = seen(instance, VOLUME, "volume-1")
+    assert orphans(instance, [volume]) == (volume,)
+    for _ in range(2):
+        disown(instance, volume, actor="bob", at=NOON)
+    assert [each.id for each in instance.surplus] == ["volume-1"]
+    assert orphans(instance, [volume]) == ()

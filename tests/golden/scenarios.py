@@ -18,7 +18,7 @@ from aggregates.effects import Database, User
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
-from aggregates.observation import Look, note, note_removed, note_surplus
+from aggregates.observation import Look, disown, note, note_removed, note_surplus
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from aggregates.resources import Drift, DriftKind, Resource, ResourceKind
@@ -348,6 +348,16 @@ def _drifted() -> Sequence[Any]:
     return teller.events()
 
 
+def _disowned() -> Sequence[Any]:
+    """Another volume of the name, left alone by itself, is removed because somebody says so."""
+    teller = Teller("create_instance")
+    teller.settle()
+    other = Resource(kind=ResourceKind.VOLUME, id="volume-2", name=teller.instance.resource_name, status="available")
+    teller.see(lambda instance, seen, at: disown(instance, seen, actor="bob", at=at), other)
+    teller.see(note_removed, other)
+    return teller.events()
+
+
 def _long_life() -> Sequence[Any]:
     teller = Teller("create_instance")
     teller.settle()
@@ -403,6 +413,7 @@ OTHERS: dict[str, Callable[[], Sequence[Any]]] = {
     "instance-long_life": _long_life,
     "instance-observed": _observed,
     "instance-drifted": _drifted,
+    "instance-disowned": _disowned,
     "health": _health,
     "quota": _quota,
     "command-accepted": partial(_record, CommandAccepted, version=3),
