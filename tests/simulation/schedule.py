@@ -419,8 +419,11 @@ class Schedule:
             await world.settled(SETTLES_WITHIN)
             # What was sent at last is there now, and is seen twice and removed; messages that waited for the broker are
             # on their way meanwhile, too.
-            await asyncio.sleep(LOOKS * OBSERVE_EVERY)
-            await world.settled(SETTLES_WITHIN)
+            known = -1
+            while known != world.events.end():
+                known = world.events.end()
+                await asyncio.sleep(LOOKS * OBSERVE_EVERY)
+                await world.settled(SETTLES_WITHIN)
         except TimeoutError:
             stuck = [f"{aggregate.id} in {aggregate.state}" for aggregate in world.owing()]
             self.breaches.append(
