@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import nats.errors
 import pytest
 
 from aggregates.resources import resource_name
@@ -22,8 +23,16 @@ WHOLE = ["ports", "servers", "volumes"]
 
 
 async def ask(publisher: Publisher, verb: str, project: str = EVERY_PROJECT, **arguments: Any) -> Any:
-    subject = query_subject(project, "orphans", verb)
-    return json.loads((await publisher.client.request(subject, json.dumps(arguments).encode(), timeout=20)).data)
+    """The answer, as soon as somebody owns the range and gives one."""
+    subject, body = query_subject(project, "orphans", verb), json.dumps(arguments).encode()
+
+    async def asked() -> Any:
+        try:
+            return json.loads((await publisher.client.request(subject, body, timeout=5)).data)
+        except nats.errors.TimeoutError:
+            return None
+
+    return await eventually(asked, within=60)
 
 
 async def listed(publisher: Publisher, project: str = EVERY_PROJECT) -> list[str]:
