@@ -45,7 +45,7 @@ from aggregates.instance_events import (
 )
 from aggregates.lifecycle import InstanceLifecycle
 from aggregates.obligations import OBLIGATIONS
-from aggregates.resources import Resource, ResourceKind, resource_name
+from aggregates.resources import Drift, Resource, ResourceKind, resource_name
 
 
 class Instance(Lifecycled):
@@ -129,6 +129,8 @@ class Instance(Lifecycled):
         self.volume_id: str | None = None
         self.server_id: str | None = None
         self.server_gone = False
+        self.port_gone = False
+        self.volume_gone = False
         self.host: str | None = None
         self.target_host: str | None = None
         self.new_host: str | None = None
@@ -137,6 +139,7 @@ class Instance(Lifecycled):
         self.left_behind: tuple[str, ...] = ()
         self.skipped: tuple[str, ...] = ()
         self.surplus: tuple[Resource, ...] = ()
+        self.drift: tuple[Drift, ...] = ()
 
     @property
     def resource_name(self) -> str:
@@ -151,6 +154,15 @@ class Instance(Lifecycled):
             ResourceKind.VOLUME: self.volume_id,
         }
         return ids[kind]
+
+    def held(self, kind: ResourceKind) -> str | None:
+        """The id of its own resource of the kind, unless that was deleted."""
+        gone = {
+            ResourceKind.SERVER: self.server_gone,
+            ResourceKind.PORT: self.port_gone,
+            ResourceKind.VOLUME: self.volume_gone,
+        }
+        return None if gone[kind] else self.recorded(kind)
 
     @property
     def security_group_name(self) -> str:

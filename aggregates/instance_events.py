@@ -12,7 +12,7 @@ from aggregates import base
 from aggregates.base import Failure, Intervention, Operation
 from aggregates.catalogue import Flavor
 from aggregates.effects import Access, Database, User
-from aggregates.resources import Resource
+from aggregates.resources import Drift, Resource
 
 
 class InstanceEvent(base.Event):
@@ -94,6 +94,17 @@ class SurplusFound(InstanceEvent):
         aggregate.surplus = (*aggregate.surplus, self.found)
 
 
+class OrphanDisowned(InstanceEvent):
+    """Somebody wants something removed that bears the instance's name and is none of its own, but was left alone."""
+
+    found: Resource
+    actor: str
+
+    def apply(self, aggregate: Any) -> None:
+        """It is surplus from now on."""
+        aggregate.surplus = (*aggregate.surplus, self.found)
+
+
 class SurplusDeleted(InstanceEvent):
     """What was found to be surplus is gone."""
 
@@ -104,8 +115,42 @@ class SurplusDeleted(InstanceEvent):
         aggregate.surplus = tuple(each for each in aggregate.surplus if each.id != self.removed.id)
 
 
+class DriftFound(InstanceEvent):
+    """Something recorded is not, in the cloud, what it is believed to be. Takes the place of what was found before.
+
+    Seen from outside, as surplus is. Nothing is done about it.
+    """
+
+    drift: Drift
+
+    def apply(self, aggregate: Any) -> None:
+        """Remember it."""
+        others = (each for each in aggregate.drift if each.about != self.drift.about)
+        aggregate.drift = (*others, self.drift)
+
+
+class DriftGone(InstanceEvent):
+    """What was found to differ is again as it is believed to be, or is believed no longer."""
+
+    drift: Drift
+
+    def apply(self, aggregate: Any) -> None:
+        """Forget it."""
+        aggregate.drift = tuple(each for each in aggregate.drift if each.about != self.drift.about)
+
+
+# The states in which an instance has nothing in the cloud.
+NOTHING = frozenset({"FAILED", "DELETED"})
+
+
 class Transition(InstanceEvent, base.Transitioned):
     """Base of the lifecycle's events."""
+
+    def apply(self, aggregate: Any) -> None:
+        """Assign; of what has nothing nothing can differ."""
+        super().apply(aggregate)
+        if self.state in NOTHING:
+            aggregate.drift = ()
 
 
 class Requested(Transition):
@@ -398,6 +443,11 @@ class ServerDeleted(Transition):
 class PortDeleted(Transition):
     """No port of the instance exists."""
 
+    def apply(self, aggregate: Any) -> None:
+        """Assign; its id is kept."""
+        super().apply(aggregate)
+        aggregate.port_gone = True
+
 
 class ManagementPortDeleted(Transition):
     """No port by which its guest agent was reached exists."""
@@ -412,6 +462,11 @@ class FloatingAddressDeleted(Transition):
 
 class VolumeDeleted(Transition):
     """No volume of the instance exists."""
+
+    def apply(self, aggregate: Any) -> None:
+        """Assign; its id is kept."""
+        super().apply(aggregate)
+        aggregate.volume_gone = True
 
 
 class SecurityGroupDeleted(Transition):

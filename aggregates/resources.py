@@ -1,4 +1,4 @@
-"""What a cloud holds, as a look at all of it shows it, and whose it is by its name. Data alone."""
+"""What a cloud holds, as a look at all of it shows it, whose it is by its name, and how it differs. Data alone."""
 
 from __future__ import annotations
 
@@ -39,6 +39,44 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.id}"
+
+
+class DriftKind(StrEnum):
+    """In what a resource differs from what is recorded of it."""
+
+    GONE = "gone"
+    STATUS = "status"
+    FLAVOR = "flavor"
+    HOST = "host"
+    SIZE = "size"
+    DETACHED = "detached"
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """A recorded resource is not, in the cloud, what it is believed to be; somebody else has changed it, or lost it.
+
+    `believed` and `seen` as the cloud words them: a status, a flavor's id, a host, GiB, the id of the server that has
+    the volume; None for nothing.
+    """
+
+    resource: ResourceKind
+    id: str
+    what: DriftKind
+    believed: str | None = None
+    seen: str | None = None
+
+    @property
+    def about(self) -> tuple[ResourceKind, DriftKind]:
+        """What it is about: of one thing there is one drift at a time."""
+        return (self.resource, self.what)
+
+    def __str__(self) -> str:
+        if self.what is DriftKind.GONE:
+            return f"{self.resource} {self.id} is not there"
+        if self.what is DriftKind.DETACHED:
+            return f"{self.resource} {self.id} is attached to {self.seen or 'no server'}, not to {self.believed}"
+        instead = "" if self.believed is None else f", not {self.believed}"
+        return f"{self.resource} {self.id} has {self.what} {self.seen}{instead}"
 
 
 def resource_name(instance_id: UUID) -> str:

@@ -18,7 +18,7 @@ from aggregates.catalogue import Flavor
 from aggregates.effects import Access, Database, User
 from aggregates.instance import Instance
 from aggregates.quota import NOTHING, Held, OwnLimits, Quota
-from aggregates.resources import Resource
+from aggregates.resources import Drift, Resource
 
 EVERY = 100  # versions between two snapshots of an aggregate
 
@@ -69,7 +69,7 @@ _ENVELOPE = {"originator_id", "originator_version", "timestamp", "created_on"}
 class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     """An instance at one version."""
 
-    TOPIC: ClassVar[str] = "instance.Snapshot.3"
+    TOPIC: ClassVar[str] = "instance.Snapshot.4"
     of: ClassVar[type[Any]] = Instance
 
     state: str
@@ -84,6 +84,8 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     unanswered_until: datetime | None
     overtaken: bool
     server_gone: bool
+    port_gone: bool
+    volume_gone: bool
     failure: Failure | None
     name: str
     flavor: Flavor
@@ -127,6 +129,7 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     left_behind: tuple[str, ...]
     skipped: tuple[str, ...]
     surplus: tuple[Resource, ...]
+    drift: tuple[Drift, ...]
 
 
 class QuotaSnapshot(Snapshot, frozen=True, kw_only=True):

@@ -8,12 +8,23 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
+import msgspec
+
 from aggregates.base import Intervention, LateOutcome, OperationParked, RetryRequested, StepSkipped, Transitioned
 from aggregates.catalogue import Flavor
 from aggregates.effects import Access
 from aggregates.health import HealthChanged, HealthStatus, HealthWatched
-from aggregates.instance_events import InstanceRequested, PortDeleted, ServerDeleted, VolumeDeleted
-from projections.answers import Error, InstanceAnswer
+from aggregates.instance_events import (
+    NOTHING,
+    DriftFound,
+    DriftGone,
+    InstanceRequested,
+    PortDeleted,
+    ServerDeleted,
+    VolumeDeleted,
+)
+from aggregates.resources import Drift
+from projections.answers import DriftAnswer, Error, InstanceAnswer
 from projections.base import Model, StoredEvent, as_json, stamp
 from projections.listing import Listing, found
 from projections.rows import Rows
@@ -29,9 +40,10 @@ TABLES = {
         volume_size INTEGER NOT NULL, volume_type TEXT, availability_zone TEXT, image_id TEXT, locality TEXT,
         public_address TEXT, access TEXT, host TEXT, server_id TEXT,
         volume_id TEXT, port_id TEXT, operation_id TEXT, operation TEXT, parked INTEGER NOT NULL DEFAULT 0,
-        failure TEXT, created_at TEXT NOT NULL, updated_at TEXT NOT NULL, deleted INTEGER NOT NULL DEFAULT 0,
-        deleted_at TEXT, version INTEGER NOT NULL, lifecycle_version INTEGER NOT NULL, last_event TEXT NOT NULL,
-        last_command TEXT NOT NULL, last_actor TEXT NOT NULL)""",
+        failure TEXT, drift TEXT NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
+        deleted INTEGER NOT NULL DEFAULT 0, deleted_at TEXT, version INTEGER NOT NULL,
+        lifecycle_version INTEGER NOT NULL, last_event TEXT NOT NULL, last_command TEXT NOT NULL,
+        last_actor TEXT NOT NULL)""",
     "instance_healths": """CREATE TABLE instance_healths (
         health_id TEXT PRIMARY KEY, instance_id TEXT NOT NULL, health TEXT NOT NULL) WITHOUT ROWID""",
 }
@@ -93,6 +105,8 @@ def apply(rows: Rows, stored: StoredEvent) -> None:
             _update(rows, stored, {"parked": 1})
         case RetryRequested():
             _update(rows, stored, {"parked": 0})
+        case DriftFound() | DriftGone():
+            _drift(rows, stored)
         case StepSkipped():
             _update(rows, stored, _because(event.intervention))
         case _:
@@ -123,6 +137,7 @@ def _insert(rows: Rows, stored: StoredEvent) -> None:
             "image_id": event.image_id,
             "locality": event.locality,
             "access": _access(event.access),
+            "drift": "[]",
             "operation_id": str(event.operation.id),
             "operation": event.operation.command,
             "created_at": stamp(event.timestamp),
@@ -170,9 +185,22 @@ def _transition(rows: Rows, stored: StoredEvent) -> None:
         change.update(operation_id=None, operation=None)
     if (intervention := getattr(event, "intervention", None)) is not None:
         change.update(_because(intervention))
+    if word in NOTHING:
+        change.update(drift="[]")
     if word == "DELETED":
         change.update(deleted=1, deleted_at=stamp(event.timestamp))
     _update(rows, stored, change)
+
+
+def _drift(rows: Rows, stored: StoredEvent) -> None:
+    """What is found takes the place of what was found about the same; what is gone leaves none."""
+    event = stored.event
+    drift: Drift = event.drift
+    row = rows.get("instances", (str(stored.aggregate_id),))
+    known = msgspec.json.decode(row["drift"], type=list[DriftAnswer])
+    others = [each for each in known if (each.resource, each.what) != drift.about]
+    found = DriftAnswer(**msgspec.structs.asdict(drift), says=str(drift), since=event.timestamp)
+    _update(rows, stored, {"drift": as_json([*others, found] if isinstance(event, DriftFound) else others)})
 
 
 def _because(intervention: Intervention) -> dict[str, Any]:

@@ -120,7 +120,10 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
     "instance.SurplusFound": lambda e: (
         f"The cloud holds the {e.found}, which bears the instance's name and is none of its own: it is to be removed."
     ),
+    "instance.OrphanDisowned": lambda e: f"{e.actor} asked to remove the orphan {e.found}.",
     "instance.SurplusDeleted": lambda e: f"The surplus {e.removed} is gone.",
+    "instance.DriftFound": lambda e: f"Somebody has changed what the cloud holds: the {e.drift}.",
+    "instance.DriftGone": lambda e: f"It is over that the {e.drift}.",
     "quota.ReservationChanged": lambda e: (
         f"The quota holds {e.held.ram} MiB and {e.held.volumes} GiB for instance {e.instance_id}."
     ),

@@ -79,6 +79,7 @@ def show(context: typer.Context, instance: Instance) -> None:
                 ("health", found["health"]),
                 ("operation", _doing(found) if found.get("operation") else None),
                 ("operation id", found.get("operation_id")),
+                *(("drift", f"{each['says']} (seen {moment(each['since'])})") for each in found.get("drift", ())),
                 ("failure", failure and f"{failure['code']}: {failure['message']}"),
                 ("datastore", f"{found['datastore']} {found['datastore_version']}"),
                 ("address", _address(found) if found.get("address") else None),

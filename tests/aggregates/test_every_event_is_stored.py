@@ -12,7 +12,7 @@ from aggregates.commands import ReleaseBackup, ReleaseQuota, ReserveBackup, Rese
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
-from aggregates.observation import note_removed, note_surplus
+from aggregates.observation import Look, disown, drift, note, note_removed, note_surplus
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from aggregates.resources import Resource, ResourceKind
@@ -67,6 +67,11 @@ def observed() -> Instance:
     volume = Resource(kind=ResourceKind.VOLUME, id="volume-2", name=instance.resource_name, size=1)
     note_surplus(instance, volume, at=NOON)
     note_removed(instance, volume, at=NOON)
+    disown(instance, volume, actor="bob", at=NOON)
+    missing = Look(entered=instance.entered, drift=drift(instance, []))
+    note(instance, missing, missing, at=NOON)
+    fine = Look(entered=instance.entered)
+    note(instance, fine, fine, at=NOON)
     return instance
 
 

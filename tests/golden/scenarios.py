@@ -31,10 +31,10 @@ from aggregates.effects import Access, Database, User
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
-from aggregates.observation import note_removed, note_surplus
+from aggregates.observation import Look, disown, note, note_removed, note_surplus
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
-from aggregates.resources import Resource, ResourceKind
+from aggregates.resources import Drift, DriftKind, Resource, ResourceKind
 from tests.support.given import BARE, CATALOGUE, EXAMPLES, MANAGED, NOON, YIELDS, context, intervention, started
 
 ID = uuid5(NAMESPACE_URL, "holdfast:golden")
@@ -114,9 +114,9 @@ class Teller:
         """A fact beside the state."""
         self.instance.note(event, at=self._now(), **facts)
 
-    def see(self, note: Callable[..., None], resource: Resource) -> None:
+    def see(self, note: Callable[..., None], seen: Resource | Look) -> None:
         """Something seen in the cloud is noted."""
-        note(self.instance, resource, at=self._now())
+        note(self.instance, seen, at=self._now())
 
     def attempt(self, number: int) -> None:
         """What is owed fails in a way that may pass."""
@@ -399,6 +399,31 @@ def _observed() -> Sequence[Any]:
     return teller.events()
 
 
+def _drifted() -> Sequence[Any]:
+    """A volume grown and a server moved by hand; then the volume alone; then all as it was, but for the port."""
+    teller = Teller("create_instance")
+    teller.settle()
+    grown, moved, missed = (
+        Drift(resource=ResourceKind.VOLUME, id="volume-1", what=DriftKind.SIZE, believed="1", seen="7"),
+        Drift(resource=ResourceKind.SERVER, id="server-1", what=DriftKind.HOST, believed="host-1", seen="host-2"),
+        Drift(resource=ResourceKind.PORT, id="port-1", what=DriftKind.GONE),
+    )
+    for drift in ((grown, moved), (grown,), (missed,)):
+        now = Look(entered=teller.instance.entered, drift=drift)
+        teller.see(lambda instance, seen, at: note(instance, seen, seen, at=at), now)
+    return teller.events()
+
+
+def _disowned() -> Sequence[Any]:
+    """Another volume of the name, left alone by itself, is removed because somebody says so."""
+    teller = Teller("create_instance")
+    teller.settle()
+    other = Resource(kind=ResourceKind.VOLUME, id="volume-2", name=teller.instance.resource_name, status="available")
+    teller.see(lambda instance, seen, at: disown(instance, seen, actor="bob", at=at), other)
+    teller.see(note_removed, other)
+    return teller.events()
+
+
 def _long_life() -> Sequence[Any]:
     teller = Teller("create_instance")
     teller.settle()
@@ -472,6 +497,8 @@ OTHERS: dict[str, Callable[[], Sequence[Any]]] = {
     "start_instance-deleted_while_off": _deleted_while_off,
     "instance-long_life": _long_life,
     "instance-observed": _observed,
+    "instance-drifted": _drifted,
+    "instance-disowned": _disowned,
     "health": _health,
     "quota": _quota,
     "quota-set": _quota_set,

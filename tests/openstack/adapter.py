@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -295,7 +296,7 @@ class Instance:
 
 def _plain(path: str) -> str:
     parts = path.partition("?")[0].strip("/").split("/")
-    return "/" + "/".join("*" if len(each) >= 32 else each for each in parts if not each.startswith("v"))
+    return "/" + "/".join("*" if len(each) >= 32 else each for each in parts if not re.fullmatch(r"v[0-9.]+", each))
 
 
 def with_metadata(kind: str, **metadata: str) -> Any:

@@ -16,6 +16,7 @@ from aggregates import effects
 from engine.clouds.fences import port_mac
 from engine.clouds.openstack import OpenStackCloud
 from engine.clouds.openstack.config import Networks, Servers, Timing
+from engine.clouds.openstack.connection import cinder
 from engine.clouds.poller import SHORTEST
 from engine.clouds.port import FinalError, PayError, TransientError, UnknownOutcomeError
 from tests.openstack.adapter import Doors, Instance, adapter, configured, doors, with_metadata
@@ -427,6 +428,19 @@ async def test_what_a_server_has_is_not_removed_under_it(instance: Instance) -> 
         with pytest.raises(TransientError) as raised:
             await instance.pay(effect)
         assert raised.value.code == "in_use"
+
+
+async def test_an_attachment_to_a_server_that_is_gone_keeps_no_volume(
+    instance: Instance, admin: Connection, service: Connection
+) -> None:
+    volume_id = (await instance.pay(instance.volume()))["volume_id"]
+    connector = {"host": "fake1", "initiator": "iqn.test", "ip": "127.0.0.1", "mountpoint": "/dev/vdb", "mode": "rw"}
+    block_storage = cinder(service)
+    made = block_storage.create_attachment(volume_id, instance=str(uuid4()), connector=connector)
+    block_storage.complete_attachment(made.id)
+    assert block_storage.get_volume(volume_id).status == "in-use"
+    await instance.pay(instance.no_volume())
+    assert holdings(admin, str(instance.id)) == []
 
 
 async def _refused(instance: Instance, effect: Any) -> FinalError:

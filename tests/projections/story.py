@@ -31,13 +31,16 @@ from aggregates.commands import (
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
+from aggregates.observation import look, note, note_removed, note_surplus
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
+from aggregates.resources import Resource, ResourceKind
 from engine.databases import DurableSQLiteDatastore
 from engine.mapper import MsgspecMapper
 from engine.recorders import SQLiteEventRecorder
 from engine.store import EventLog
 
+SERVER, PORT, VOLUME = ResourceKind
 SMALL = Flavor(id="1", name="small", vcpus=1, ram=512)
 LARGE = Flavor(id="2", name="large", vcpus=2, ram=2048)
 CATALOGUE = Catalogue(
@@ -243,6 +246,31 @@ class Story:
         known.observe(health, "heard so", at=self.tick())
         self.append(*known.collect_events())
 
+    def drift(self, instance_id: UUID, *, volume_size: int | None = None) -> None:
+        """The cloud shows the volume with this size, or with the recorded one, in two looks in a row."""
+        instance = self.instances[instance_id]
+        size = instance.volume_size if volume_size is None else volume_size
+        shown = [
+            Resource(kind=SERVER, id=str(instance.server_id), name=instance.resource_name, status=instance.state),
+            Resource(kind=PORT, id=str(instance.port_id), name=instance.resource_name),
+            Resource(
+                kind=VOLUME, id=str(instance.volume_id), name=instance.resource_name, size=size,
+                server_id=instance.server_id,
+            ),
+        ]  # fmt: skip
+        now = look(instance, shown)
+        if now is not None:
+            note(instance, now, now, at=self.tick())
+            self.append(*instance.collect_events())
+
+    def surplus(self, instance_id: UUID) -> None:
+        """Something of the instance's name is found that is none of its own, and is gone."""
+        instance = self.instances[instance_id]
+        found = Resource(kind=VOLUME, id=str(self.uuid()), name=instance.resource_name)
+        note_surplus(instance, found, at=self.tick())
+        note_removed(instance, found, at=self.tick())
+        self.append(*instance.collect_events())
+
     def reserve(self, project: str, instance_id: UUID) -> UUID:
         """The project's quota holds something for the instance; the command's id."""
         command = ReserveQuota(instance_id=instance_id, ram=512, volumes=5)
@@ -285,7 +313,10 @@ class Story:
         elif dice < 0.25:
             self.health(instance_id, self.random.choice(list(HealthStatus)))
         elif instance.owes() is None:
-            return
+            if dice < 0.3:
+                self.surplus(instance_id)
+            elif dice < 0.5:
+                self.drift(instance_id, volume_size=self.random.choice((None, 7, 9)))
         elif dice < 0.3 and instance.can("failed"):
             self.fail(instance_id)
         elif dice < 0.35:

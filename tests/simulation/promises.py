@@ -235,6 +235,8 @@ def _agrees(instance: Instance, held: Mapping[tuple[str, str], Sequence[Mapping[
         for fact, (real, believed) in facts.items():
             if real != believed:
                 yield f"untrue: instance {instance.id} has {fact} {believed}, the cloud says {real}"
+        if instance.drift and all(real == believed for real, believed in facts.values()):
+            yield f"untrue: instance {instance.id} is as the cloud has it, and shows {[str(d) for d in instance.drift]}"
 
 
 def every_resource_is_made_once(evidence: Evidence) -> Iterator[str]:

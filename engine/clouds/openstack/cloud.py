@@ -52,7 +52,7 @@ class OpenStackCloud:
         self._servers = Servers(nova, config.servers, patience=patience)
         self._actions = Actions(nova, self._servers, config.timing.latest_effect)
         self._server_groups = ServerGroups(nova)
-        self._volumes = Volumes(cinder, config.volumes, patience=patience)
+        self._volumes = Volumes(cinder, config.volumes, self._has_server, patience=patience)
         self._attachments = Attachments(nova, self._servers, self._volumes)
         self._ports = Ports(network, config.networks, self._has_server)
         self._groups = Groups(network.service)

