@@ -81,11 +81,15 @@ class StepSkipped(InstanceEvent, base.StepSkipped):
         aggregate.skipped = (*aggregate.skipped, self.effect)
 
 
-class SurplusFound(InstanceEvent):
-    """The cloud holds something of the instance's name that is none of its own: it is to be removed.
+class Observed(InstanceEvent):
+    """Base of what was seen in the cloud from outside, maybe long after the instance was deleted.
 
-    Belongs to no operation and changes no state: seen from outside, maybe long after the instance was deleted.
+    It belongs to no operation, and changes no state.
     """
+
+
+class SurplusFound(Observed):
+    """The cloud holds something of the instance's name that is none of its own: it is to be removed."""
 
     found: Resource
 
@@ -94,7 +98,7 @@ class SurplusFound(InstanceEvent):
         aggregate.surplus = (*aggregate.surplus, self.found)
 
 
-class OrphanDisowned(InstanceEvent):
+class OrphanDisowned(Observed):
     """Somebody wants something removed that bears the instance's name and is none of its own, but was left alone."""
 
     found: Resource
@@ -105,7 +109,7 @@ class OrphanDisowned(InstanceEvent):
         aggregate.surplus = (*aggregate.surplus, self.found)
 
 
-class SurplusDeleted(InstanceEvent):
+class SurplusDeleted(Observed):
     """What was found to be surplus is gone."""
 
     removed: Resource
@@ -115,10 +119,10 @@ class SurplusDeleted(InstanceEvent):
         aggregate.surplus = tuple(each for each in aggregate.surplus if each.id != self.removed.id)
 
 
-class DriftFound(InstanceEvent):
+class DriftFound(Observed):
     """Something recorded is not, in the cloud, what it is believed to be. Takes the place of what was found before.
 
-    Seen from outside, as surplus is. Nothing is done about it.
+    Nothing is done about it.
     """
 
     drift: Drift
@@ -129,7 +133,7 @@ class DriftFound(InstanceEvent):
         aggregate.drift = (*others, self.drift)
 
 
-class DriftGone(InstanceEvent):
+class DriftGone(Observed):
     """What was found to differ is again as it is believed to be, or is believed no longer."""
 
     drift: Drift

@@ -19,11 +19,11 @@ from aggregates.instance_events import (
     DriftFound,
     DriftGone,
     InstanceRequested,
+    Observed,
     PortDeleted,
     ServerDeleted,
     VolumeDeleted,
 )
-from aggregates.resources import Drift
 from projections.answers import DriftAnswer, Error, InstanceAnswer
 from projections.base import Model, StoredEvent, as_json, stamp
 from projections.listing import Listing, found
@@ -105,8 +105,8 @@ def apply(rows: Rows, stored: StoredEvent) -> None:
             _update(rows, stored, {"parked": 1})
         case RetryRequested():
             _update(rows, stored, {"parked": 0})
-        case DriftFound() | DriftGone():
-            _drift(rows, stored)
+        case Observed():
+            _observed(rows, stored)
         case StepSkipped():
             _update(rows, stored, _because(event.intervention))
         case _:
@@ -192,15 +192,18 @@ def _transition(rows: Rows, stored: StoredEvent) -> None:
     _update(rows, stored, change)
 
 
-def _drift(rows: Rows, stored: StoredEvent) -> None:
-    """What is found takes the place of what was found about the same; what is gone leaves none."""
-    event = stored.event
-    drift: Drift = event.drift
-    row = rows.get("instances", (str(stored.aggregate_id),))
-    known = msgspec.json.decode(row["drift"], type=list[DriftAnswer])
-    others = [each for each in known if (each.resource, each.what) != drift.about]
-    found = DriftAnswer(**msgspec.structs.asdict(drift), says=str(drift), since=event.timestamp)
-    _update(rows, stored, {"drift": as_json([*others, found] if isinstance(event, DriftFound) else others)})
+def _observed(rows: Rows, stored: StoredEvent) -> None:
+    """What was seen in the cloud leads to no state, so when it was updated last is not touched."""
+    key, event = (str(stored.aggregate_id),), stored.event
+    change: dict[str, Any] = {"version": stored.version}
+    if isinstance(event, (DriftFound, DriftGone)):
+        known = msgspec.json.decode(rows.get("instances", key)["drift"], type=list[DriftAnswer])
+        drift = [each for each in known if (each.resource, each.what) != event.drift.about]
+        if isinstance(event, DriftFound):
+            told = msgspec.structs.asdict(event.drift)
+            drift.append(DriftAnswer(**told, says=str(event.drift), since=event.timestamp))
+        change["drift"] = as_json(drift)
+    rows.update("instances", key, change)
 
 
 def _because(intervention: Intervention) -> dict[str, Any]:
