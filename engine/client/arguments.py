@@ -86,9 +86,12 @@ def networks(given: Iterable[Any] | None) -> list[str] | None:
         names = dict(item) if isinstance(item, Mapping) else {}
         network = names.pop("network_id", None) or names.pop("net-id", None)
         others = sorted(name for name, value in names.items() if value)
-        if not isinstance(network, str) or others:
-            what = f"may not set {', '.join(others)}" if others else "names no network"
-            raise InvalidCommand("unsupported", f"a nic {what}; give the id of a network, and no more")
+        if not isinstance(network, str):
+            raise InvalidCommand("invalid_argument", "a nic names no network; give the id of one")
+        if others:
+            raise InvalidCommand(
+                "unsupported", f"a nic may not set {', '.join(others)}; give the id of a network alone"
+            )
         found.append(network)
     return found or None
 
