@@ -89,9 +89,7 @@ def networks(given: Iterable[Any] | None) -> list[str] | None:
         if not isinstance(network, str):
             raise InvalidCommand("invalid_argument", "a nic names no network; give the id of one")
         if others:
-            raise InvalidCommand(
-                "unsupported", f"a nic may not set {', '.join(others)}; give the id of a network alone"
-            )
+            raise InvalidCommand("unsupported", f"a nic may not set {', '.join(others)}; give the network's id alone")
         found.append(network)
     return found or None
 
