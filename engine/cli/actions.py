@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
         resize_volume,
         resize_flavor,
         migrate,
-        rebuild,
+        rebuild_server,
         update_access,
     ):
         app.command(rich_help_panel=_PANEL)(command)
@@ -101,7 +101,7 @@ def migrate(
     _act(context, instance, "migrate", args, lambda m, i: m.migrate(i, host), wait, dry_run)
 
 
-def rebuild(
+def rebuild_server(
     context: typer.Context,
     instance: Instance,
     image: Annotated[str | None, typer.Option(help="Image to make it from; else that it was made from.")] = None,
