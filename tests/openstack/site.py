@@ -15,9 +15,8 @@ from typing import Any
 import msgspec
 from openstack.connection import Connection
 
-from engine.clouds.local import processes
 from engine.messages import EnrolReply, EnrolRequest, enrolment_subject
-from tests.openstack.machine.machine import reachable
+from tests.openstack.machine.machine import clear, reachable
 from tests.openstack.services import CHECKOUT, Lab
 from tests.support.databases import Database
 from tests.support.installation import Installation, installation
@@ -47,13 +46,7 @@ class Site:
     def stop(self) -> None:
         """Play no machine any more, and end those that there are."""
         self._hook.unlink(missing_ok=True)
-        for server in self.servers():
-            processes.end(server, [], grace=0.0)
-        processes.end("none", [self.machines], grace=0.0)
-
-    def servers(self) -> list[str]:
-        """The ids of the servers that have a machine."""
-        return [path.parent.name for path in self.machines.glob("*/record.json")]
+        clear(self.machines)
 
     def said(self, *arguments: str, status: int = 0) -> Any:
         """The JSON answer of a call of the program that ends with the status."""
