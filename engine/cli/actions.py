@@ -28,10 +28,10 @@ def register(app: typer.Typer) -> None:
         resize_volume,
         resize_flavor,
         migrate,
-        rebuild,
         update_access,
     ):
         app.command(rich_help_panel=_PANEL)(command)
+    app.command("rebuild-server", rich_help_panel=_PANEL)(rebuild)  # `rebuild` is of read models
 
 
 def delete(context: typer.Context, instance: Instance, wait: Wait = True, dry_run: DryRun = False) -> None:
