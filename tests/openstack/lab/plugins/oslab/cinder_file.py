@@ -38,7 +38,7 @@ class FileDriver(driver.VolumeDriver):
         if action in ("create", "delete", "extend"):
             time.sleep(float(metadata.get("lab:delay", 0)))
         if action in metadata.get("lab:fail", "").split(","):
-            raise exception.VolumeBackendAPIException(data=f"lab:fail has {action} of {volume.id} fail")
+            raise exception.VolumeBackendAPIException(data=f"lab:fail asked {action} of {volume.id} to fail")
 
     def _make(self, volume, size):
         with self._path(volume).open("ab") as file:
