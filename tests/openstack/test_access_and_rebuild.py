@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from openstack.connection import Connection
 
-from tests.openstack.ledger import holdings
+from tests.openstack.ledger import holdings, remove
 from tests.openstack.services import Lab
 from tests.openstack.site import Site, running_site
 
@@ -18,10 +18,12 @@ MORE = 'management = "lab-net"\nexternal = "lab-public"\n[volumes]\nextended_off
 
 
 @pytest.fixture(scope="module")
-def site(lab: Lab, service: Connection) -> Iterator[Site]:
+def site(lab: Lab, service: Connection, admin: Connection) -> Iterator[Site]:
     """A Holdfast on the lab, with networks for agents and for public addresses."""
     with running_site(lab, service, more=MORE) as one:
         yield one
+        for each in one.said("list")["items"]:
+            remove(admin, each["id"])
 
 
 def _let_in(service: Connection, group_id: str) -> set[str]:
