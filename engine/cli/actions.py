@@ -28,10 +28,10 @@ def register(app: typer.Typer) -> None:
         resize_volume,
         resize_flavor,
         migrate,
-        rebuild_server,
         update_access,
     ):
         app.command(rich_help_panel=_PANEL)(command)
+    app.command("rebuild-server", rich_help_panel=_PANEL)(rebuild)  # `rebuild` is of read models
 
 
 def delete(context: typer.Context, instance: Instance, wait: Wait = True, dry_run: DryRun = False) -> None:
@@ -101,7 +101,7 @@ def migrate(
     _act(context, instance, "migrate", args, lambda m, i: m.migrate(i, host), wait, dry_run)
 
 
-def rebuild_server(
+def rebuild(
     context: typer.Context,
     instance: Instance,
     image: Annotated[str | None, typer.Option(help="Image to make it from; else that it was made from.")] = None,

@@ -1,7 +1,7 @@
 """Boot an image that `engine/guest/debian/build.sh` built: `python -m tests.guest.boot_image DISK DATASTORE VERSION`.
 
 A virtual machine gets the disk, a config drive, and a volume that is plugged in while it runs and grows later; its
-agent enrols and makes a database. Needs qemu-system-x86_64 and xorriso. Without KVM it takes some minutes.
+agent enrols and makes a database. Needs qemu-system-x86_64 and xorriso. In software it takes some minutes.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ ID = uuid4()
 VOLUME = str(uuid4())
 GIB = 1 << 30
 HOST = "10.0.2.2"  # this machine, as QEMU's user network shows it to the guest
-PATIENCE = 900.0  # seconds; without KVM everything is slow
+PATIENCE = 900.0  # seconds; in software everything is slow
 
 
 class VirtualMachine:
     """QEMU, its console in a file, and its monitor."""
 
-    def __init__(self, root: Path, disk: Path, user_data: bytes) -> None:
+    def __init__(self, root: Path, disk: Path, user_data: bytes, accelerator: str) -> None:
         self._root = root
         latest = root / "drive" / "openstack" / "latest"
         latest.mkdir(parents=True)
@@ -58,7 +58,6 @@ class VirtualMachine:
         self.volume = root / "volume.raw"
         with self.volume.open("wb") as file:
             file.truncate(2 * GIB)
-        accelerator = "kvm" if Path("/dev/kvm").exists() else "tcg,thread=multi"
         self._process = subprocess.Popen(
             [
                 "qemu-system-x86_64", "-accel", accelerator, "-m", "768", "-smp", "2", "-display", "none",
@@ -102,7 +101,7 @@ class VirtualMachine:
         self._process.wait(30)
 
 
-async def boot(disk: Path, datastore: str, version: str) -> None:
+async def boot(disk: Path, datastore: str, version: str, accelerator: str) -> None:
     """From the boot to a database on a volume that has grown. Raises `TimeoutError` where it gets stuck."""
     began = time.monotonic()
 
@@ -124,7 +123,7 @@ async def boot(disk: Path, datastore: str, version: str) -> None:
         enrolment = Enrolment(worker, GuestCredentials(broker), lambda: access)
         stack.push_async_callback(end, asyncio.create_task(enrolment.run()))
         await enrolment.ensure(ID)
-        machine = VirtualMachine(root, disk, await enrolment.user_data(ID, datastore, version))
+        machine = VirtualMachine(root, disk, await enrolment.user_data(ID, datastore, version), accelerator)
         stack.callback(machine.end)
         try:
             await _live(machine, worker, datastore, tell)
@@ -183,10 +182,11 @@ def main() -> None:
     parser.add_argument("disk", type=Path)
     parser.add_argument("datastore")
     parser.add_argument("version")
+    parser.add_argument("--accelerator", default="tcg,thread=multi", help="kvm, where this machine can")
     options = parser.parse_args()
     if missing := [tool for tool in ("qemu-system-x86_64", "xorriso") if shutil.which(tool) is None]:
         parser.error(f"install {', '.join(missing)}")
-    asyncio.run(boot(options.disk.absolute(), options.datastore, options.version))
+    asyncio.run(boot(options.disk.absolute(), options.datastore, options.version, options.accelerator))
 
 
 if __name__ == "__main__":

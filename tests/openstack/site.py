@@ -15,9 +15,8 @@ from typing import Any
 import msgspec
 from openstack.connection import Connection
 
-from engine.clouds.local import processes
 from engine.messages import EnrolReply, EnrolRequest, enrolment_subject
-from tests.openstack.machine.machine import reachable
+from tests.openstack.machine.machine import clear, reachable
 from tests.openstack.services import CHECKOUT, Lab
 from tests.support.databases import Database
 from tests.support.installation import Installation, installation
@@ -47,13 +46,7 @@ class Site:
     def stop(self) -> None:
         """Play no machine any more, and end those that there are."""
         self._hook.unlink(missing_ok=True)
-        for server in self.servers():
-            processes.end(server, [], grace=0.0)
-        processes.end("none", [self.machines], grace=0.0)
-
-    def servers(self) -> list[str]:
-        """The ids of the servers that have a machine."""
-        return [path.parent.name for path in self.machines.glob("*/record.json")]
+        clear(self.machines)
 
     def said(self, *arguments: str, status: int = 0) -> Any:
         """The JSON answer of a call of the program that ends with the status."""
@@ -88,23 +81,26 @@ class Site:
         return msgspec.json.decode(answer.data, type=EnrolReply)
 
 
-def write_config(path: Path, service: Connection) -> Path:
-    """The least that an operator says: one network, and an image for each datastore."""
+def write_config(path: Path, service: Connection, more: str = "") -> Path:
+    """The least that an operator says, one network and an image for each datastore; and more, from the networks on."""
     image = service.image.find_image("lab-image", ignore_missing=False).id
     images = "\n".join(f'"{each}" = "{image}"' for each in DATASTORES)
-    path.write_text(f'[networks]\ntenant = "lab-net"\n[servers]\nflavors = ["lab.*"]\n[servers.images]\n{images}\n')
+    servers = f'[servers]\nflavors = ["lab.*"]\n[servers.images]\n{images}\n'
+    path.write_text(f'[networks]\ntenant = "lab-net"\n{more}{servers}')
     return path
 
 
 @contextmanager
-def running_site(lab: Lab, service: Connection, *arguments: str, broker: str | None = None) -> Iterator[Site]:
+def running_site(
+    lab: Lab, service: Connection, *arguments: str, broker: str | None = None, more: str = ""
+) -> Iterator[Site]:
     """A Holdfast that serves, started with these arguments."""
     machines = Path(tempfile.mkdtemp(prefix="holdfast-machines-"))  # guests pass through it
     machines.chmod(0o711)
     with installation() as made:
         site = Site(made, lab, machines)
         try:
-            site.start(write_config(machines / "cloud.toml", service), *arguments, broker=broker)
+            site.start(write_config(machines / "cloud.toml", service, more), *arguments, broker=broker)
             yield site
         finally:
             site.stop()

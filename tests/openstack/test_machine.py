@@ -24,7 +24,7 @@ from engine.messages import GuestReply, GuestRequest, GuestState, guest_subject
 from tests.enrolment.conftest import Site
 from tests.enrolment.conftest import site as site  # noqa: PLC0414 - the fixture
 from tests.guest.server import PASSWORD
-from tests.openstack.machine.machine import reachable
+from tests.openstack.machine.machine import clear, reachable
 from tests.support.config_drive import write_config_drive
 from tests.support.eventually import eventually
 
@@ -221,6 +221,16 @@ async def test_the_volumes_content_goes_with_the_volume(hypervisor: Hypervisor) 
     hypervisor.volume.unlink()
     await hypervisor("destroy")
     assert list((hypervisor.machines / "volumes").iterdir()) == []
+
+
+async def test_nothing_is_left_of_machines_that_are_cleared(hypervisor: Hypervisor) -> None:
+    await hypervisor.boot()
+    await hypervisor.attach()
+    await eventually(lambda: hypervisor.ask("report", "look"))
+    await asyncio.to_thread(clear, hypervisor.machines)
+    assert hypervisor.running() == []
+    assert not (hypervisor.machines / SERVER).exists()
+    assert ADDRESS not in [each.address for found in psutil.net_if_addrs().values() for each in found]
 
 
 async def test_servers_of_others_are_left_alone(hypervisor: Hypervisor) -> None:

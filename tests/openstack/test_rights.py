@@ -38,7 +38,7 @@ def test_it_reads_why_an_action_failed(service: Connection, mark: str) -> None:
     server_id = server_of(service, mark, port_of(service, mark), metadata={"lab:fail": "resize"})
     soon(lambda: status_of(service, server_id) == "ACTIVE")
     service.compute.resize_server(server_id, service.compute.find_flavor("lab.small", ignore_missing=False).id)
-    soon(lambda: "lab:fail has resize" in _said_of(service, server_id, "resize"))
+    soon(lambda: "lab:fail asked resize" in _said_of(service, server_id, "resize"))
 
 
 def _said_of(service: Connection, server_id: str, action: str) -> str:

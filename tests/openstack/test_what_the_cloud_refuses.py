@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from openstack.connection import Connection
 
-from tests.openstack.ledger import holdings
+from tests.openstack.ledger import holdings, remove
 from tests.openstack.services import Lab
 from tests.openstack.site import Site, running_site
 
@@ -15,10 +15,12 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def site(lab: Lab, service: Connection) -> Iterator[Site]:
+def site(lab: Lab, service: Connection, admin: Connection) -> Iterator[Site]:
     """A Holdfast on the lab."""
     with running_site(lab, service) as one:
         yield one
+        for each in one.said("list")["items"]:
+            remove(admin, each["id"])
 
 
 def test_a_create_for_which_there_is_no_host_fails_with_novas_words_and_leaves_nothing(

@@ -57,6 +57,8 @@ class Volumes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     types: tuple[Name, ...] = ("*",)
     """Which volume types are offered: patterns."""
+    extended_offline: tuple[Name, ...] = ()
+    """Types whose volumes Cinder cannot extend while a server has them, as patterns: databases are stopped for it."""
     default_type: Name | None = None
     """The type of a volume for which none was asked; without one, Cinder's own default."""
     availability_zone: Name | None = None

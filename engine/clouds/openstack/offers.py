@@ -14,7 +14,7 @@ from engine.clouds.openstack.config import CloudConfig
 from engine.clouds.openstack.images import Images
 from engine.clouds.port import FinalError
 
-HONOURS = frozenset({"availability_zone", "volume_type"})
+HONOURS = frozenset({"access", "image_id", "locality", "nics"})
 
 
 class Offers:
@@ -53,11 +53,20 @@ class Offers:
                 if each.state.get("available", True) and fits(each.name, servers.availability_zones)
             ),
             volume_types=tuple(each.name for each in types if fits(each.name, volumes.types)),
+            extended_offline=self._extended_offline(each.name for each in types),
+            management_network=self._config.networks.management,
             hosts=await self.hosts(),
             honours=HONOURS,
             max_volume_size=volumes.max_size,
             quota=self._config.quota,
         )
+
+    def _extended_offline(self, types: Iterable[str]) -> frozenset[str | None]:
+        volumes = self._config.volumes
+        offline: set[str | None] = {each for each in types if fits(each, volumes.extended_offline)}
+        if fits(volumes.default_type or "", volumes.extended_offline):
+            offline.add(None)
+        return frozenset(offline)
 
     async def hosts(self) -> tuple[str, ...]:
         """The hosts that servers may be moved to; none when Nova does not show them to us."""

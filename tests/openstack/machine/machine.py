@@ -150,6 +150,14 @@ class Machine:
         elif not processes.belonging(self._uuid, []):
             self._start(self._volume(record.volume), record.address)
 
+    def clear(self) -> None:
+        """No process is left, nor its address."""
+        record = self._record()
+        if record is not None:
+            self._end(record, grace=0.0)
+            _drop_address(record.address)
+            shutil.rmtree(self._directory)
+
     # --- processes ------------------------------------------------------------------------------------------------
 
     def _start(self, volume: Path, address: str) -> None:
@@ -198,6 +206,14 @@ class Machine:
             return broker in (None, read_drive(drive).nats_url)
         except UserDataError:
             return False
+
+
+def clear(directory: Path) -> None:
+    """Nothing is left of any machine that is kept there, whatever has become of its server."""
+    for found in directory.glob("*/record.json"):
+        with Machine.of(directory, found.parent.name) as machine:
+            machine.clear()
+    processes.end("none", [directory], grace=0.0)
 
 
 def reachable(address: str) -> str:

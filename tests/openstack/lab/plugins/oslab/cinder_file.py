@@ -38,7 +38,7 @@ class FileDriver(driver.VolumeDriver):
         if action in ("create", "delete", "extend"):
             time.sleep(float(metadata.get("lab:delay", 0)))
         if action in metadata.get("lab:fail", "").split(","):
-            raise exception.VolumeBackendAPIException(data=f"lab:fail has {action} of {volume.id} fail")
+            raise exception.VolumeBackendAPIException(data=f"lab:fail asked {action} of {volume.id} to fail")
 
     def _make(self, volume, size):
         with self._path(volume).open("ab") as file:
@@ -55,6 +55,18 @@ class FileDriver(driver.VolumeDriver):
     def extend_volume(self, volume, new_size):
         self._may("extend", volume)
         self._make(volume, new_size)
+
+    # Volumes that servers boot from. All images are raw, so that no qemu-img is needed.
+
+    def clone_image(self, context, volume, image_location, image_meta, image_service):
+        self._may("create", volume)
+        self.copy_image_to_volume(context, volume, image_service, image_meta["id"])
+        return {}, True
+
+    def copy_image_to_volume(self, context, volume, image_service, image_id, disable_sparse=False):
+        with self._path(volume).open("wb") as file:
+            image_service.download(context, image_id, file)
+        self._make(volume, volume.size)
 
     # What the interface wants and Holdfast does not use.
 

@@ -47,7 +47,7 @@ class LabDriver(fake.FakeDriverWithoutFakeNodes):
         if action in WAITS:
             time.sleep(float(metadata.get("lab:delay", 0)))
         if action in metadata.get("lab:fail", "").split(","):
-            raise exception.NovaException(f"lab:fail has {action} of {instance.uuid} fail")
+            raise exception.NovaException(f"lab:fail asked {action} of {instance.uuid} to fail")
 
     @staticmethod
     def _directory(instance):
