@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from aggregates.catalogue import Catalogue
+from aggregates.effects import Effect
 from aggregates.obligations import quota_id
 from aggregates.record import record_id
 from engine.client import Connection
@@ -255,8 +256,8 @@ class ProcessBed(ABC):
         raise TypeError(f"{type(self).__name__} offers what it offers, not {catalogue}")
 
     @abstractmethod
-    async def remove_servers(self, instance_id: UUID) -> None:
-        """Delete the servers of the instance past the engine."""
+    async def remove_by_hand(self, effect: Effect) -> None:
+        """Do past the engine what is owed, if the rest waits for it."""
 
     async def untrue(self) -> list[str]:
         """The read models that say something else than the log."""

@@ -15,7 +15,7 @@ import msgspec
 
 from aggregates.catalogue import Catalogue
 from aggregates.commands import DeleteInstance, SkipStep
-from aggregates.effects import ServerAbsent
+from aggregates.effects import Effect
 from engine.clouds.simulated import BARE, CATALOGUE
 from engine.crash_environment import Orders
 from tests.crash.boundaries import Passed
@@ -86,8 +86,8 @@ class Bed(Protocol):
         """Have the cloud offer something else, and the worker know it."""
         ...
 
-    async def remove_servers(self, instance_id: UUID) -> None:
-        """Delete the servers of the instance past the engine."""
+    async def remove_by_hand(self, effect: Effect) -> None:
+        """Do past the engine what is owed, if the rest waits for it."""
         ...
 
     async def untrue(self) -> list[str]:
@@ -193,7 +193,7 @@ async def _steps(bed: Bed, target: UUID, steps: Sequence[Step], orders: Orders, 
         )
         bed.order(orders)
         if isinstance(step.command, SkipStep):
-            await _removed_by_hand(bed, target)
+            await bed.remove_by_hand(bed.load(target).owes().effect)  # which is what somebody does who says so
         command = addressed(step.command, bed.load(target)) if step.during else step.command
         message = bed.message(command, target)
         sent_at.append(sum(not each.by_projector for each in await bed.passed()))
@@ -205,13 +205,6 @@ async def _steps(bed: Bed, target: UUID, steps: Sequence[Step], orders: Orders, 
         if following is not None:
             await bed.until(lambda step=following: _has_come(bed.load(target), step))  # type: ignore[misc]
     return sent
-
-
-async def _removed_by_hand(bed: Bed, target: UUID) -> None:
-    """Do what somebody does who says so: a server that stays would keep all the rest from being removed."""
-    owed = bed.load(target).owes()
-    if isinstance(owed.effect, ServerAbsent):
-        await bed.remove_servers(target)
 
 
 async def _again(bed: Bed, message: Message, first: Told) -> Told:

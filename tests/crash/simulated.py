@@ -11,12 +11,13 @@ from uuid import UUID
 import msgspec
 
 from aggregates.catalogue import Catalogue
+from aggregates.effects import Effect
 from engine.clouds.simulated.client import FarSide
 from engine.clouds.simulated.faults import Fault, Kind
 from engine.clouds.simulated.guests import GuestFault, GuestFaultKind
 from engine.crash_environment import SOON
 from engine.messages import GuestVerb
-from tests.crash.by_hand import delete_server, list_servers
+from tests.crash import by_hand
 from tests.crash.processes import ProcessBed
 
 LATEST_EFFECT = 0.5  # seconds: what a killed worker has sent to the cloud is carried out at once
@@ -68,10 +69,9 @@ class SimulatedBed(ProcessBed):
     async def _offer(self, catalogue: Catalogue) -> None:
         await self._far_side.offer(catalogue)
 
-    async def remove_servers(self, instance_id: UUID) -> None:
-        """Delete the servers of the instance past the engine."""
-        for server in await self._far_side.call(list_servers(instance_id)):
-            await self._far_side.call(delete_server(server.id))
+    async def remove_by_hand(self, effect: Effect) -> None:
+        """Do past the engine what is owed, if the rest waits for it."""
+        await by_hand.remove(effect, self._far_side.call)
 
 
 class _Line(msgspec.Struct, frozen=True):

@@ -14,14 +14,15 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from aggregates.catalogue import Catalogue
+from aggregates.effects import Effect
 from aggregates.obligations import quota_id
 from engine.clouds.simulated import SimulatedAgents
 from engine.clouds.simulated.faults import Fault, Kind
 from engine.clouds.simulated.guests import GuestFault, GuestFaultKind
 from engine.crash_environment import Listener, Orders
 from engine.messages import GuestVerb
+from tests.crash import by_hand
 from tests.crash.boundaries import Passed
-from tests.crash.by_hand import delete_server, list_servers
 from tests.crash.handle import PROJECT, Handle, Message
 from tests.crash.models import caught_up, differing
 from tests.simulation.publisher import SimulatedConnection
@@ -173,10 +174,9 @@ class VirtualBed:
             node.kill()
         await asyncio.sleep(STARTED)
 
-    async def remove_servers(self, instance_id: UUID) -> None:
-        """Delete the servers of the instance past the engine."""
-        for server in await self._world.api.call(list_servers(instance_id)):
-            await self._world.api.call(delete_server(server.id))
+    async def remove_by_hand(self, effect: Effect) -> None:
+        """Do past the engine what is owed, if the rest waits for it."""
+        await by_hand.remove(effect, self._world.api.call)
 
     async def untrue(self) -> list[str]:
         """The read models that say something else than the log."""

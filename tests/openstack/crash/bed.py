@@ -22,6 +22,7 @@ import openstack
 from openstack.connection import Connection
 
 from aggregates.commands import CreateInstance
+from aggregates.effects import Effect, PortAbsent, PortGroupAbsent, ServerAbsent
 from engine.crash_environment import Orders
 from engine.guest.datastores.catalogue import available
 from tests.crash.handle import Message
@@ -101,11 +102,19 @@ class LabBed(ProcessBed):
     async def delay(self, call: str, nth: int) -> None:
         """Nothing is to be done: a real service takes its time, and goes on when who asked has died."""
 
-    async def remove_servers(self, instance_id: UUID) -> None:
-        """Delete the servers of the instance past the engine."""
-        for each in await asyncio.to_thread(holdings, self._admin, str(instance_id)):
-            if each.kind == "server":
-                await asyncio.to_thread(self._admin.compute.delete_server, each.id)
+    async def remove_by_hand(self, effect: Effect) -> None:
+        """Do past the engine what is owed, if the rest waits for it."""
+        network, compute = self._admin.network, self._admin.compute
+        match effect:
+            case ServerAbsent():
+                for each in await asyncio.to_thread(holdings, self._admin, str(effect.instance_id)):
+                    if each.kind == "server":
+                        await asyncio.to_thread(compute.delete_server, each.id)
+            case PortAbsent():
+                for port in await asyncio.to_thread(lambda: list(network.ports(name=effect.name))):
+                    await asyncio.to_thread(network.delete_port, port.id)
+            case PortGroupAbsent():
+                await asyncio.to_thread(network.update_port, effect.port_id, security_groups=[])
 
 
 _HOOK = """#!/bin/sh
