@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 from uuid import UUID
 
 import msgspec
 from msgspec import Meta
 
 from aggregates.effects import Database, User
+
+Example = TypeVar("Example", bound="InstanceCommand")
 
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Word = Annotated[str, Meta(min_length=1, max_length=255)]
@@ -238,7 +240,7 @@ for _command in COMMANDS.values():
         OPERATIONS[_command.wire_name()] = _command
 
 
-def example(command: type[InstanceCommand]) -> InstanceCommand:
+def example(command: type[Example]) -> Example:
     """The command with the arguments of its example."""
     return msgspec.convert(command.example, command)
 

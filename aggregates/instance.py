@@ -11,7 +11,7 @@ from typing import ClassVar
 from uuid import UUID
 
 from aggregates import arguments, interventions
-from aggregates.base import Context, Failure, Lifecycled, Operation, Refusal, declare, path
+from aggregates.base import Context, Failure, Operation, Refusal
 from aggregates.catalogue import Flavor
 from aggregates.commands import (
     AbandonOperation,
@@ -42,6 +42,7 @@ from aggregates.instance_events import (
     StepSkipped,
 )
 from aggregates.lifecycle import InstanceLifecycle
+from aggregates.lifecycled import Lifecycled, declare, path
 from aggregates.obligations import OBLIGATIONS
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aggregates.base import Context, Failure, Intervention, Lifecycled, Operation, Refusal, WrongFactsError, _checked
+from aggregates.base import Context, Failure, Intervention, Operation, Refusal, WrongFactsError, checked
 from aggregates.commands import (
     AbandonOperation,
     CancelOperation,
@@ -16,6 +16,7 @@ from aggregates.commands import (
     RetryOperation,
     SkipStep,
 )
+from aggregates.lifecycled import Lifecycled
 
 
 def cancel(aggregate: Lifecycled, command: CancelOperation, context: Context) -> None:
@@ -119,7 +120,7 @@ def _facts_declared(aggregate: Lifecycled, command: SkipStep) -> dict[str, Any]:
     try:
         if lacking := sorted(missing.keys() - given.keys()):
             raise WrongFactsError(f"{effect} yields {', '.join(lacking)} as well")  # noqa: TRY301 - told with the rest
-        return _checked(effect, given, missing)
+        return checked(effect, given, missing)
     except WrongFactsError as wrong:
         raise Refusal("invalid_argument", f"facts: {wrong}") from None
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from aggregates.base import Owed
 from aggregates.effects import (
     AwaitAgent,
     AwaitHealthy,
@@ -38,6 +37,7 @@ from aggregates.effects import (
     SurplusAbsent,
     VolumeAbsent,
 )
+from aggregates.lifecycled import Owed
 
 if TYPE_CHECKING:
     from aggregates.instance import Instance

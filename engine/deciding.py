@@ -13,9 +13,10 @@ from uuid import UUID
 
 from eventsourcing.persistence import Tracking
 
-from aggregates.base import Context, Lifecycled, Refusal
+from aggregates.base import Context, Refusal
 from aggregates.catalogue import Catalogue
 from aggregates.instance import Instance
+from aggregates.lifecycled import Lifecycled
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from engine import crash_points

@@ -17,9 +17,10 @@ from msgspec import Meta
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from aggregates.base import Context, Refusal, path
+from aggregates.base import Context, Refusal
 from aggregates.catalogue import Catalogue
 from aggregates.commands import COMMANDS
+from aggregates.lifecycled import path
 from engine.clock import Now, utc_now
 from engine.deciding import AGGREGATES
 from engine.messages import ErrorReply, query_subject

@@ -16,7 +16,8 @@ from uuid import UUID
 
 import structlog
 
-from aggregates.base import Event, Lifecycled
+from aggregates.base import Event
+from aggregates.lifecycled import Lifecycled
 from aggregates.snapshots import CLASSES, due
 from engine.mapper import UnknownEventError
 from engine.partitions import Held, Listener, Ownership, Sole, fences, range_of

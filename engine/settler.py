@@ -23,8 +23,9 @@ from uuid import UUID
 
 import structlog
 
-from aggregates.base import Event, Failure, Lifecycled, Obligation, WrongFactsError
+from aggregates.base import Event, Failure, WrongFactsError
 from aggregates.effects import Effect
+from aggregates.lifecycled import Lifecycled, Obligation
 from engine import crash_points
 from engine.clock import Now, monotonic, utc_now
 from engine.clouds.port import (

@@ -10,11 +10,13 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from aggregates.base import Context, Lifecycled, configuration
+from aggregates.base import Context
 from aggregates.catalogue import Catalogue, Datastore, Flavor
+from aggregates.charts import configuration
 from aggregates.commands import CreateInstance
 from aggregates.health import HealthStatus
 from aggregates.instance import Instance
+from aggregates.lifecycled import Lifecycled
 
 LIFECYCLES: dict[str, type[Lifecycled]] = {Instance.kind: Instance}
 

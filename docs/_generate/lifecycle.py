@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from textwrap import dedent
 
-from aggregates.base import transitions
+from aggregates.charts import transitions
 from aggregates.instance import Instance
 from docs._generate.specimen import EXAMPLES, effect, entered, leaves, plan, settled, top, way
 from docs._generate.text import code, table

@@ -9,9 +9,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from uuid import UUID
 
-from aggregates.base import Context, Refusal, _walk, configuration, decide
+from aggregates.base import Context, Refusal
 from aggregates.catalogue import Catalogue, Datastore, Flavor
-from aggregates.commands import OPERATIONS, example
+from aggregates.charts import configuration, decide, walk
+from aggregates.commands import OPERATIONS, CreateInstance, example
 from aggregates.instance import Instance
 
 SMALL, LARGE = (Flavor(id=name, name=name, vcpus=1, ram=512) for name in ("small", "large"))
@@ -20,7 +21,7 @@ CATALOGUE = Catalogue(
     datastores=(Datastore(manager="postgresql", versions=("18",), parameters=frozenset()),),
 )
 EXAMPLES = {name: example(command) for name, command in OPERATIONS.items()}
-CREATE = EXAMPLES["create_instance"]
+CREATE = example(CreateInstance)
 
 CONTEXT = Context(
     at=datetime.fromtimestamp(0, UTC),
@@ -45,7 +46,7 @@ def instance_in(state: str, *, keep_on_failure: bool = False) -> Instance:
 
 def leaves() -> list[str]:
     """Every state that an instance can be in, in the chart's order."""
-    return [state.id for _, state in _walk(Instance.chart.states) if not state.states]
+    return [state.id for _, state in walk(Instance.chart.states) if not state.states]
 
 
 def settled() -> list[str]:

@@ -7,7 +7,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from aggregates.base import configuration
+from aggregates.charts import configuration
 from aggregates.commands import (
     Command,
     DeleteInstance,

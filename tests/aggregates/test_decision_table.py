@@ -16,8 +16,9 @@ from statemachine.orderedset import OrderedSet
 from statemachine.spec_parser import names_in_boolean_expr
 
 from aggregates import instance
-from aggregates.base import Lifecycled, _walk, configuration, transitions
+from aggregates.charts import configuration, transitions, walk
 from aggregates.decision_table import compiled
+from aggregates.lifecycled import Lifecycled
 
 OURS = [each for each in Lifecycled.__subclasses__() if each.__module__.startswith("aggregates.")]
 CHARTS = sorted({each.chart for each in OURS}, key=str)
@@ -51,7 +52,7 @@ class Machine:
 
 def guards(chart: Any) -> list[str]:
     """The names of the methods that the chart's transitions ask."""
-    conditions = [spec.func for _, state in _walk(chart.states) for each in state.transitions for spec in each.cond]
+    conditions = [spec.func for _, state in walk(chart.states) for each in state.transitions for spec in each.cond]
     return sorted({name for condition in conditions for name in names_in_boolean_expr(condition)})
 
 
@@ -67,7 +68,7 @@ def said(guard: str) -> Any:
 def asked(chart: Any) -> Iterator[tuple[str, str, dict[str, bool]]]:
     """Every leaf, with every transition and one that there is not, with every outcome of the guards."""
     names = guards(chart)
-    leaves = [state.id for _, state in _walk(chart.states) if not state.states]
+    leaves = [state.id for _, state in walk(chart.states) if not state.states]
     for outcomes in product((False, True), repeat=len(names)):
         for leaf, transition in product(leaves, [*transitions(chart), "no_such_transition"]):
             yield leaf, transition, dict(zip(names, outcomes, strict=True))

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from statemachine import State, StateChart
 
-from aggregates.base import Lifecycled, Owed, Transitioned, configuration, declare
+from aggregates.base import Transitioned
+from aggregates.charts import configuration
 from aggregates.effects import AwaitAgent
 from aggregates.instance import Instance
 from aggregates.instance_events import TRANSITIONS
+from aggregates.lifecycled import Lifecycled, Owed, declare
 
 
 class Whole(StateChart[Any]):

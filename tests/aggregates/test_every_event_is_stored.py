@@ -7,9 +7,10 @@ from uuid import UUID
 
 import pytest
 
-from aggregates.base import Event, Lifecycled, Transitioned
+from aggregates.base import Event, Transitioned
 from aggregates.commands import ReleaseQuota, ReserveQuota
 from aggregates.health import Health, HealthStatus
+from aggregates.lifecycled import Lifecycled
 from aggregates.obligations import quota_id
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id

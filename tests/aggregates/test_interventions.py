@@ -8,9 +8,11 @@ from uuid import UUID
 
 import pytest
 
-from aggregates.base import Failure, Intervention, Refusal, path, transitions
+from aggregates.base import Failure, Intervention, Refusal
+from aggregates.charts import transitions
 from aggregates.commands import INTERVENTIONS, DeleteInstance, OperationCommand
 from aggregates.instance import Instance
+from aggregates.lifecycled import path
 from tests.aggregates.story import given, refused, when
 from tests.support.given import (
     EXAMPLES,

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aggregates import base
-from aggregates.base import Refusal, Transitioned, configuration, transitions
+from aggregates import charts, lifecycled
+from aggregates.base import Refusal, Transitioned
+from aggregates.charts import configuration, transitions
 from aggregates.commands import INTERVENTIONS, Command, CreateInstance, Migrate, Reboot, ResizeFlavor, ResizeVolume
 from aggregates.instance import Instance
 from engine.mapper import MsgspecMapper
@@ -36,7 +37,7 @@ from tests.support.given import (
 )
 
 ID = UUID(int=7)
-LEAVES = {state.id for _, state in base._walk(Instance.chart.states) if not state.states}
+LEAVES = {state.id for _, state in charts.walk(Instance.chart.states) if not state.states}
 
 commands = st.one_of(
     st.sampled_from(list(EXAMPLES.values())),
@@ -230,7 +231,7 @@ def test_replay_never_asks_the_chart(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(*question: Any, **facts: Any) -> str:
         raise AssertionError(f"the chart was asked {question} with {sorted(facts)}")
 
-    monkeypatch.setattr(base, "decide", asked)
+    monkeypatch.setattr(lifecycled, "decide", asked)
     with pytest.raises(AssertionError, match="the chart was asked"):
         instance.take("deletion_requested", at=NOON, operation=started("delete_instance").operation, failure=None)
     assert vars(fold(events)) == vars(instance)

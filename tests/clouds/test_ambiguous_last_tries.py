@@ -14,10 +14,10 @@ from uuid import UUID
 import pytest
 
 from aggregates import effects
-from aggregates.base import Obligation
 from aggregates.commands import OPERATIONS, DeleteInstance, RetryOperation
 from aggregates.effects import MakingEffect
 from aggregates.instance import Instance
+from aggregates.lifecycled import Obligation
 from engine.clouds.errors import CloudAnswerError
 from engine.clouds.simulated import Fault, Faults
 from engine.clouds.simulated.faults import LATEST, Call, Kind

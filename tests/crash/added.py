@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from statemachine import State, StateChart
 
-from aggregates.base import Context, Owed
+from aggregates.base import Context
 from aggregates.commands import COMMANDS, Command, InstanceCommand
 from aggregates.effects import AwaitHealthy, RestartDatabase
 from aggregates.instance import Instance
 from aggregates.lifecycle import InstanceLifecycle
+from aggregates.lifecycled import Owed
 
 LINES = (
     (

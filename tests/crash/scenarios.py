@@ -16,8 +16,9 @@ from uuid import UUID, uuid4
 import msgspec
 
 from aggregates import base
-from aggregates.base import Context, Failure, Lifecycled, Refusal
+from aggregates.base import Context, Failure, Refusal
 from aggregates.commands import COMMANDS, Command
+from aggregates.lifecycled import Lifecycled
 from engine.clouds.simulated import CATALOGUE
 from engine.deciding import AGGREGATES
 
@@ -124,7 +125,7 @@ class _Walk:
         """What it is once what is owed is paid."""
         walk = self._copy()
         source, owed = walk.state, walk.aggregate.owes()
-        recorded = base._facts(walk.aggregate.events[owed.then])
+        recorded = base.facts_of(walk.aggregate.events[owed.then])
         made_up = {name: _specimen(kind) for name, kind in recorded.items() if name not in owed.facts}
         walk.aggregate.take(owed.then, at=NOON, **made_up, **owed.facts)
         walk._took(source)

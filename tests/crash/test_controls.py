@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from aggregates.base import Obligation
+from aggregates.lifecycled import Obligation
 from aggregates.record import record_id
 from engine import deciding
 from engine.clouds.simulated import CloudApi

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aggregates.base import configuration, transitions
+from aggregates.charts import configuration, transitions
 from aggregates.instance import Instance
 from tests.crash.added import Refresh, add
 from tests.crash.scenarios import Matrix, Scenario, examples, scenarios

@@ -12,11 +12,12 @@ from functools import partial
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from aggregates.base import Context, Event, Failure, Obligation
+from aggregates.base import Context, Event, Failure
 from aggregates.commands import CreateInstance, DeleteInstance, ReleaseQuota, ReserveQuota, StopInstance
 from aggregates.effects import Database, User
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
+from aggregates.lifecycled import Obligation
 from aggregates.obligations import quota_id
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id

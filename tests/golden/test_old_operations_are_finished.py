@@ -15,9 +15,9 @@ from uuid import UUID, uuid5
 
 import pytest
 
-from aggregates.base import Lifecycled
 from aggregates.effects import Effect
 from aggregates.instance import Instance
+from aggregates.lifecycled import Lifecycled
 from engine.clock import monotonic
 from engine.clouds.port import FinalError
 from engine.hot import HotAggregates

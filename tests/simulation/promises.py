@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from aggregates.base import Lifecycled, Transitioned, decide
+from aggregates.base import Transitioned
+from aggregates.charts import decide
 from aggregates.instance import Instance
 from aggregates.instance_events import StepSkipped
+from aggregates.lifecycled import Lifecycled
 from aggregates.obligations import quota_id
 from aggregates.quota import Held, Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
