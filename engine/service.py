@@ -28,11 +28,12 @@ from engine.clouds.simulated import SimulatedGuests
 from engine.clouds.simulated.client import FarSide, RemoteCloud
 from engine.credentials import GuestCredentials, inbox_prefix
 from engine.embedded import DEFAULT_PORT, EmbeddedBroker
+from engine.event_log import EventLog
 from engine.guest.datastores.catalogue import available
 from engine.guests import Guests
 from engine.payer import GuestPort
 from engine.state import StateDirectory
-from engine.store import EventLog, EventStore, open_log, open_store, when_available
+from engine.store import EventStore, open_log, open_store, when_available
 from engine.tasks import end, run_together
 from engine.vault import Vault
 from engine.worker import Worker

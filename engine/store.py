@@ -19,13 +19,12 @@ from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
-import msgspec
 import structlog
 from eventsourcing.domain import EventSourcingError
 from eventsourcing.persistence import IntegrityError, PersistenceError, StoredEvent, Tracking
 
 from aggregates.base import Event
-from aggregates.health import Health, HealthForgotten, HealthWatched
+from aggregates.health import Health
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from aggregates.snapshots import Snapshot
 from engine.clock import monotonic
@@ -34,12 +33,12 @@ from engine.databases import (
     DurableSQLiteDatastore,
     StoreUnavailableError,
     forget_connections,
-    give_up,
     hindrance,
     is_unavailable,
     refusal,
 )
-from engine.mapper import MsgspecMapper, UnknownEventError
+from engine.event_log import EventLog, Stored
+from engine.mapper import MsgspecMapper
 from engine.recorders import (
     EventRecorder,
     Extras,
@@ -50,7 +49,6 @@ from engine.recorders import (
     RangeRow,
     SQLiteEventRecorder,
     create_tables,
-    snapshot_recorder,
 )
 
 P = ParamSpec("P")
@@ -73,16 +71,6 @@ class LostOwnership(Conflict):
 
 class StoreInUseError(Exception):
     """Another process writes this SQLite store. Code `store_in_use`."""
-
-
-class Stored(msgspec.Struct, frozen=True):
-    """An event as it stands in the log. `position` grows along the log; gaps are normal."""
-
-    position: int
-    aggregate_id: UUID
-    version: int
-    topic: str
-    event: Any
 
 
 class _Unit:
@@ -108,87 +96,6 @@ class _Unit:
         """Tell the caller, if it still waits."""
         if not self.done.done():
             self.done.set_exception(error)
-
-
-class EventLog:
-    """Reading the log: synchronous, from any thread, also from other processes than the writer's."""
-
-    def __init__(self, recorder: EventRecorder, mapper: MsgspecMapper) -> None:
-        self.recorder = recorder
-        self.snapshots = snapshot_recorder(recorder)
-        self.mapper = mapper
-
-    def read(self, after: int, limit: int) -> list[Stored]:
-        """Up to `limit` events after the position. Raises `UnknownEventError`."""
-        return self._read(after, limit, self.mapper.to_domain_event)
-
-    def read_any(self, after: int, limit: int) -> list[Stored]:
-        """The same, with a `Stranger` for each event that this version does not know."""
-        return self._read(after, limit, self.mapper.to_event_or_stranger)
-
-    def _read(self, after: int, limit: int, decode: Callable[[Any], Any]) -> list[Stored]:
-        notifications = self.recorder.select_notifications(after, limit, inclusive_of_start=False)
-        return [Stored(n.id, _uuid(n.originator_id), n.originator_version, n.topic, decode(n)) for n in notifications]
-
-    def project_of(self, aggregate_id: UUID) -> str:
-        """The project that the aggregate's first event names, whatever version wrote it."""
-        (first,) = self.recorder.select_events(aggregate_id, limit=1)
-        return str(self.mapper.to_event_or_stranger(first).project)
-
-    def end(self) -> int:
-        """The position of the last event; 0 when there is none."""
-        return self.recorder.max_notification_id() or 0
-
-    def events_of(self, aggregate_id: UUID, after: int = 0) -> list[Any]:
-        """The aggregate's events after a version, in order."""
-        return [self.mapper.to_domain_event(s) for s in self.recorder.select_events(aggregate_id, gt=after)]
-
-    def load(self, aggregate_id: UUID) -> Any:
-        """The aggregate as it is, from its last snapshot on; None when there is none."""
-        snapshot = self._last_snapshot(aggregate_id)
-        if snapshot is None:
-            return fold(self.events_of(aggregate_id))
-        return fold(self.events_of(aggregate_id, snapshot.originator_version), snapshot.restore())
-
-    def _last_snapshot(self, aggregate_id: UUID) -> Snapshot | None:
-        for stored in self.snapshots.select_events(aggregate_id, desc=True, limit=1):
-            try:
-                snapshot: Snapshot = self.mapper.to_domain_event(stored)
-            except (UnknownEventError, msgspec.ValidationError):
-                return None  # of another version: the history says the same
-            return snapshot
-        return None
-
-    def watched(self) -> list[Health]:
-        """The health of every instance whose beats are listened for."""
-        topics = [HealthWatched.TOPIC, HealthForgotten.TOPIC]
-        found: dict[UUID, bool] = {}
-        after = 0
-        while page := self.recorder.select_notifications(after, 1000, topics=topics, inclusive_of_start=False):
-            for notification in page:
-                found[_uuid(notification.originator_id)] = notification.topic == HealthWatched.TOPIC
-            after = page[-1].id
-        return [health for health_id, watched in found.items() if watched for health in self._readable(health_id)]
-
-    def _readable(self, aggregate_id: UUID) -> list[Any]:
-        """The aggregate, or nothing where a newer version has written to it: that is left to others."""
-        try:
-            return [fold(self.events_of(aggregate_id))]
-        except UnknownEventError as unknown:
-            log.warning("left_to_others", aggregate_id=str(aggregate_id), topic=unknown.topic)
-            return []
-
-    def give_up(self) -> None:
-        """End the calls under way: who is to end does not wait for a database that does not answer."""
-        give_up(self.recorder.datastore)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self.recorder.datastore.close()
-
-
-def _uuid(value: UUID | str) -> UUID:
-    return value if isinstance(value, UUID) else UUID(value)
 
 
 class EventStore:
@@ -446,13 +353,6 @@ class EventStore:
 
     async def _reading(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await self._waited_for(self._readers, functools.partial(function, *args, **kwargs))
-
-
-def fold(events: Sequence[Any], aggregate: Any = None) -> Any:
-    """The aggregate that the events lead to: the library's projector without its check of each event's protocol."""
-    for event in events:
-        aggregate = event.mutate(aggregate)
-    return aggregate
 
 
 def open_log(url: str) -> EventLog:

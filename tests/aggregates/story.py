@@ -12,7 +12,7 @@ import pytest
 from aggregates.base import Refusal
 from aggregates.commands import Command
 from aggregates.instance import Instance
-from engine.store import fold
+from engine.event_log import fold
 from tests.support.given import context
 
 

@@ -14,8 +14,8 @@ from aggregates.lifecycled import Lifecycled
 from aggregates.obligations import quota_id
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
+from engine.event_log import fold
 from engine.mapper import MsgspecMapper
-from engine.store import fold
 from tests.aggregates.event_classes import concrete
 from tests.support.given import NOON, YIELDS, advance, context, everywhere, intervention, park, pay, requested, started
 

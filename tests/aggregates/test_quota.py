@@ -15,7 +15,7 @@ from aggregates.commands import Command, ReleaseQuota, ReserveQuota, Restart
 from aggregates.obligations import quota_id
 from aggregates.quota import Held, Quota
 from aggregates.snapshots import QuotaSnapshot
-from engine.store import fold
+from engine.event_log import fold
 from tests.support.given import CATALOGUE, context
 
 ONE, TWO = UUID(int=1), UUID(int=2)

@@ -15,7 +15,8 @@ from uuid import UUID
 import msgspec
 from eventsourcing.utils import resolve_topic
 
-from engine.store import EventLog, fold, open_log
+from engine.event_log import EventLog, fold
+from engine.store import open_log
 from projections.base import FILE, ReadModels
 from projections.models import MODELS
 from projections.projector import PAGE

@@ -28,9 +28,10 @@ from engine.clouds.simulated.client import FarSide
 from engine.clouds.simulated.faults import Fault, Kind
 from engine.clouds.simulated.guests import GuestFault, GuestFaultKind
 from engine.crash_environment import AT, RECORD, SOON, Orders
+from engine.event_log import EventLog, fold
 from engine.messages import GuestVerb
 from engine.state import StateDirectory
-from engine.store import EventLog, fold, open_log
+from engine.store import open_log
 from tests.crash import program
 from tests.crash.boundaries import Passed
 from tests.crash.by_hand import delete_server, list_servers

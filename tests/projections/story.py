@@ -34,9 +34,9 @@ from aggregates.obligations import quota_id
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from engine.databases import DurableSQLiteDatastore
+from engine.event_log import EventLog
 from engine.mapper import MsgspecMapper
 from engine.recorders import SQLiteEventRecorder
-from engine.store import EventLog
 
 SMALL = Flavor(id="1", name="small", vcpus=1, ram=512)
 LARGE = Flavor(id="2", name="large", vcpus=2, ram=2048)

@@ -16,9 +16,10 @@ from aggregates.effects import User
 from aggregates.instance import Instance
 from aggregates.quota import Quota
 from aggregates.snapshots import EVERY, InstanceSnapshot, QuotaSnapshot, Snapshot
+from engine.event_log import fold
 from engine.hot import HotAggregates
 from engine.recorders import OwingChange
-from engine.store import Conflict, EventStore, StoreInUseError, fold, open_log, open_store
+from engine.store import Conflict, EventStore, StoreInUseError, open_log, open_store
 from tests.support.given import active, context, requested, settle
 
 
