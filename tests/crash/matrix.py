@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
-from engine.clouds.simulated.api import ANSWERS
+from engine.clouds.simulated.resources import ANSWERS
 from engine.messages import GuestVerb
 from tests.crash.boundaries import PAGED, Boundaries, Passed, changed_twice, flights
 from tests.crash.processes import processes

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
@@ -20,7 +20,9 @@ import msgspec
 from aggregates.catalogue import Catalogue, Datastore, Flavor
 from engine.clock import monotonic
 from engine.clouds.errors import CloudAnswerError
-from engine.clouds.simulated.faults import STALEST, Call, Fault, Faults, Kind
+from engine.clouds.simulated.faults import Call, Fault, Faults, Kind
+from engine.clouds.simulated.resources import ANSWERS, Action, Credential, Entry, Port, Server, Volume
+from engine.clouds.simulated.shelf import Shelf, found_on
 
 HOSTS = ("host-1", "host-2", "host-3")
 CATALOGUE = Catalogue(
@@ -40,118 +42,6 @@ PORT_MAC = "port_mac"  # one port for each MAC address
 SERVER_PORT = "server_port"  # one server for each port
 VOLUME_ATTACHMENT = "volume_attachment"  # one server for each volume
 FENCES = frozenset({PORT_MAC, SERVER_PORT, VOLUME_ATTACHMENT})
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A mutating call that was carried out: on what, when (the loop's time), for which request of whom."""
-
-    action: str
-    kind: str
-    name: str
-    id: str
-    at: float = 0.0
-    request_id: str = ""
-    caller: str = ""
-
-
-class Port(msgspec.Struct, frozen=True, kw_only=True):
-    """A port. `server_id`: the server that has it."""
-
-    id: str
-    name: str
-    mac: str
-    address: str
-    server_id: str | None = None
-
-
-class Volume(msgspec.Struct, frozen=True, kw_only=True):
-    """A volume: `creating`, `available`, `in-use`, `deleting`."""
-
-    id: str
-    name: str
-    size: int
-    status: str = "available"
-    server_id: str | None = None
-
-
-class Server(msgspec.Struct, frozen=True, kw_only=True):
-    """A server. `task`: what the cloud is doing with it, during which it takes no other call but `delete_server`."""
-
-    id: str
-    name: str
-    host: str
-    flavor_id: str
-    port_id: str
-    status: str = "ACTIVE"
-    task: str | None = None
-    old_host: str | None = None
-    old_flavor_id: str | None = None
-
-
-class Action(msgspec.Struct, frozen=True, kw_only=True):
-    """What was done with a server, and under which request id."""
-
-    action: str
-    request_id: str
-
-
-class Credential(msgspec.Struct, frozen=True, kw_only=True):
-    """A guest's right to speak to the broker: one of a name, which is its id."""
-
-    id: str
-    name: str
-
-
-# What each call answers; a call with another name is unknown.
-ANSWERS: Mapping[str, Any] = {
-    "get_catalogue": Catalogue,
-    "list_ports": list[Port],
-    "get_port": Port,
-    "create_port": Port,
-    "delete_port": None,
-    "list_volumes": list[Volume],
-    "get_volume": Volume,
-    "create_volume": Volume,
-    "extend_volume": None,
-    "delete_volume": None,
-    "attach_volume": None,
-    "list_servers": list[Server],
-    "get_server": Server,
-    "create_server": Server,
-    "delete_server": None,
-    "reboot_server": None,
-    "resize_server": None,
-    "migrate_server": None,
-    "confirm_server": None,
-    "revert_server": None,
-    "start_server": None,
-    "stop_server": None,
-    "list_actions": list[Action],
-    "get_credential": Credential,
-    "create_credential": Credential,
-    "delete_credential": None,
-}
-
-Resource = TypeVar("Resource", Port, Volume, Server, Credential)
-
-
-class Api(Protocol):
-    """The cloud API, in this process or in another."""
-
-    async def call(self, call: Call) -> Any:
-        """Carry the call out and answer. Raises `CloudAnswerError` for a status, `OSError` for a broken connection.
-
-        It may never answer.
-        """
-        ...
-
-    async def inventory(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Everything there is, by kind and id: for tests, no call of the cloud's."""
-        ...
-
-    async def close(self) -> None:
-        """Let go of the connection."""
-        ...
 
 
 class CloudApi:
@@ -287,7 +177,7 @@ class CloudApi:
 
     def get_port(self, id: str) -> Port:  # noqa: A002 - the clouds' own word
         """The port."""
-        return _found("port", self._ports, id)
+        return found_on("port", self._ports, id)
 
     def create_port(self, name: str, mac: str) -> Port:
         """Make a port. 409: another has this MAC address."""
@@ -303,7 +193,7 @@ class CloudApi:
 
     def delete_port(self, id: str) -> None:  # noqa: A002
         """Delete a port that no server has."""
-        port = _found("port", self._ports, id)
+        port = found_on("port", self._ports, id)
         if port.server_id is not None:
             raise CloudAnswerError(409, f"port {id} is in use by server {port.server_id}")
         self._macs[port.mac] -= 1
@@ -318,7 +208,7 @@ class CloudApi:
 
     def get_volume(self, id: str) -> Volume:  # noqa: A002
         """The volume."""
-        return _found("volume", self._volumes, id)
+        return found_on("volume", self._volumes, id)
 
     def create_volume(
         self, name: str, size: int, volume_type: str | None = None, availability_zone: str | None = None
@@ -335,7 +225,7 @@ class CloudApi:
 
     def extend_volume(self, id: str, size: int) -> None:  # noqa: A002
         """Make a volume larger."""
-        volume = _found("volume", self._volumes, id)
+        volume = found_on("volume", self._volumes, id)
         if size <= volume.size:
             raise CloudAnswerError(400, f"volume {id} has {volume.size} GiB; it can only grow")
         self._set_volume(id, size=size)
@@ -343,7 +233,7 @@ class CloudApi:
 
     def delete_volume(self, id: str) -> None:  # noqa: A002
         """Delete a volume that no server has; it is gone after a while."""
-        volume = _found("volume", self._volumes, id)
+        volume = found_on("volume", self._volumes, id)
         if volume.server_id is not None:
             raise CloudAnswerError(409, f"volume {id} is attached to server {volume.server_id}")
         if volume.status == "deleting":
@@ -354,8 +244,8 @@ class CloudApi:
 
     def attach_volume(self, server_id: str, volume_id: str) -> None:
         """Give a server the volume. 409: another server has it."""
-        server = _found("server", self._servers, server_id)
-        volume = _found("volume", self._volumes, volume_id)
+        server = found_on("server", self._servers, server_id)
+        volume = found_on("volume", self._volumes, volume_id)
         if volume.status != "available" and VOLUME_ATTACHMENT in self._fences:
             raise CloudAnswerError(409, f"volume {volume_id} is {volume.status}")
         self._set_volume(volume_id, server_id=server.id, status="in-use")
@@ -380,11 +270,11 @@ class CloudApi:
 
     def get_server(self, id: str) -> Server:  # noqa: A002
         """The server."""
-        return _found("server", self._servers, id)
+        return found_on("server", self._servers, id)
 
     def list_actions(self, server_id: str) -> list[Action]:
         """What was done with the server."""
-        _found("server", self._servers, server_id)
+        found_on("server", self._servers, server_id)
         return list(self._actions.get(server_id, ()))
 
     def create_server(self, name: str, flavor_id: str, port_id: str, availability_zone: str | None = None) -> Server:
@@ -414,7 +304,7 @@ class CloudApi:
 
     def delete_server(self, id: str) -> None:  # noqa: A002
         """Delete a server, whatever it is doing; it is gone after a while and lets go of its port and volumes."""
-        server = _found("server", self._servers, id)
+        server = found_on("server", self._servers, id)
         if server.task == "deleting":
             return
         self._set_server(id, task="deleting")
@@ -435,7 +325,7 @@ class CloudApi:
 
     def resize_server(self, id: str, flavor_id: str) -> None:  # noqa: A002
         """Give it another flavor, to be confirmed or reverted."""
-        server = _found("server", self._servers, id)
+        server = found_on("server", self._servers, id)
         self._check_flavor(flavor_id)
         if server.flavor_id == flavor_id:
             raise CloudAnswerError(400, f"server {id} has flavor {flavor_id} already")
@@ -452,7 +342,7 @@ class CloudApi:
 
     def migrate_server(self, id: str, host: str | None = None) -> None:  # noqa: A002
         """Move it to that host, or another than its own, to be confirmed or reverted."""
-        server = _found("server", self._servers, id)
+        server = found_on("server", self._servers, id)
         if host is not None and host not in self._catalogue.hosts:
             raise CloudAnswerError(400, f"there is no host {host}")
         others = [each for each in self._catalogue.hosts if each != server.host]
@@ -476,7 +366,7 @@ class CloudApi:
 
     def revert_server(self, id: str) -> None:  # noqa: A002
         """What was resized or migrated is again as it was."""
-        server = _found("server", self._servers, id)
+        server = found_on("server", self._servers, id)
         self._begin(
             "revert",
             id,
@@ -490,7 +380,7 @@ class CloudApi:
         )
 
     def _begin(self, action: str, server_id: str, allowed: tuple[str, ...], task: str | None, **changes: Any) -> None:
-        server = _found("server", self._servers, server_id)
+        server = found_on("server", self._servers, server_id)
         if server.task is not None:
             raise CloudAnswerError(409, f"cannot {action} server {server_id} while it is {server.task}")
         if server.status not in allowed:
@@ -544,7 +434,7 @@ class CloudApi:
 
     def get_credential(self, id: str) -> Credential:  # noqa: A002
         """The credentials."""
-        return _found("credentials", self._credentials, id)
+        return found_on("credentials", self._credentials, id)
 
     def create_credential(self, name: str) -> Credential:
         """Make credentials. 409: there are some of this name."""
@@ -557,7 +447,7 @@ class CloudApi:
 
     def delete_credential(self, id: str) -> None:  # noqa: A002
         """Revoke them."""
-        gone = _found("credentials", self._credentials, id)
+        gone = found_on("credentials", self._credentials, id)
         self._credentials.drop(gone)
         self._note("delete", "credentials", gone)
 
@@ -574,64 +464,6 @@ class CloudApi:
         self.ledger.append(entry)
         if self._on_call is not None:
             self._on_call(entry)
-
-
-class Shelf(Generic[Resource]):
-    """Resources of one kind, found by id and by name, now and as they were a while ago."""
-
-    def __init__(self) -> None:
-        self._by_id: dict[str, Resource] = {}
-        self._by_name: dict[str, dict[str, Resource]] = {}
-        self._changes: deque[tuple[float, str, Resource | None]] = deque()  # what was there before each change
-
-    def get(self, resource_id: str) -> Resource | None:
-        """The resource."""
-        return self._by_id.get(resource_id)
-
-    def named(self, name: str | None, age: float = 0.0) -> list[Resource]:
-        """Those of the name, or all, in the order in which they were made, as of so many seconds ago."""
-        if age:
-            return [each for each in self._before(monotonic() - age).values() if name in (None, each.name)]
-        return list((self._by_id if name is None else self._by_name.get(name, {})).values())
-
-    def put(self, resource: Resource) -> None:
-        """It is there, and so."""
-        self._changed(resource.id)
-        self._by_id[resource.id] = resource
-        self._by_name.setdefault(resource.name, {})[resource.id] = resource
-
-    def drop(self, resource: Resource) -> None:
-        """It is gone."""
-        self._changed(resource.id)
-        del self._by_id[resource.id]
-        namesakes = self._by_name[resource.name]
-        del namesakes[resource.id]
-        if not namesakes:
-            del self._by_name[resource.name]
-
-    def _changed(self, resource_id: str) -> None:
-        now = monotonic()
-        self._changes.append((now, resource_id, self._by_id.get(resource_id)))
-        while self._changes[0][0] < now - STALEST * 2:
-            self._changes.popleft()
-
-    def _before(self, moment: float) -> dict[str, Resource]:
-        known = dict(self._by_id)
-        for at, resource_id, before in reversed(self._changes):
-            if at <= moment:
-                break
-            if before is None:
-                known.pop(resource_id, None)
-            else:
-                known[resource_id] = before
-        return known
-
-
-def _found(kind: str, shelf: Shelf[Resource], resource_id: str) -> Resource:
-    resource = shelf.get(resource_id)
-    if resource is None:
-        raise CloudAnswerError(404, f"there is no {kind} {resource_id}")
-    return resource
 
 
 def _fault_answer(fault: Fault) -> CloudAnswerError:

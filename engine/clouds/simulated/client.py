@@ -16,10 +16,10 @@ import msgspec
 from nats.errors import NoRespondersError
 
 from engine.clouds.errors import CloudAnswerError, sort_error
-from engine.clouds.simulated.api import ANSWERS, Entry
 from engine.clouds.simulated.cloud import SimulatedCloud
 from engine.clouds.simulated.faults import Call, Fault
 from engine.clouds.simulated.guests import Answer, Deed, GuestFault
+from engine.clouds.simulated.resources import ANSWERS, Entry
 from engine.clouds.simulated.wire import (
     LIMIT,
     AskCloud,

@@ -32,18 +32,10 @@ from engine.clouds.port import (
     check_permit,
     knows,
 )
-from engine.clouds.simulated.api import (
-    CATALOGUE,
-    Action,
-    Api,
-    CloudApi,
-    Entry,
-    Port,
-    Server,
-    Volume,
-)
+from engine.clouds.simulated.api import CATALOGUE, CloudApi
 from engine.clouds.simulated.failures import Failures
 from engine.clouds.simulated.faults import LATEST, STALEST, Call
+from engine.clouds.simulated.resources import Action, Api, Entry, Port, Server, Volume
 from engine.clouds.turns import Turns
 
 DEADLINE = 30.0  # seconds that a call may take

@@ -12,8 +12,9 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from engine.clouds.simulated.api import FENCES, CloudApi, Entry
+from engine.clouds.simulated.api import FENCES, CloudApi
 from engine.clouds.simulated.guests import Deed, SimulatedAgents
+from engine.clouds.simulated.resources import Entry
 
 
 class Site:
