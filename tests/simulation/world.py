@@ -40,7 +40,8 @@ from engine.store import EventStore, open_log, open_store
 from engine.tasks import run_together
 from engine.worker import Worker
 from projections.run import Projections
-from tests.simulation.broker import Broker, SimulatedClient
+from tests.simulation.broker import Broker
+from tests.simulation.connection import SimulatedClient
 from tests.simulation.publisher import Publisher
 from tests.simulation.virtual_time import Died, Process, VirtualLoop, current, run
 
