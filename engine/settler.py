@@ -2,9 +2,8 @@
 
 One task and at most one effect in flight for each aggregate; whatever dies, the next start lists who owes and goes on
 under the same idempotency keys. An effect may be paid twice across a crash, never with two results: effects ensure.
-A call whose answer nobody knows is recorded, and what would miss its late effect is paid only after that. A failure is
-final only when nobody is left in doubt: where a call may have done all the same what is owed, or may yet, and nothing
-would undo it, it is looked at once more when no call can act any longer.
+A call whose answer nobody knows is recorded, and what would miss its late effect is paid only after that. What came of
+a payment is recorded in `outcomes.py`.
 
 At its operation's deadline a state that can fail does, at once if it only waits; a call that runs is answered first,
 and what it did counts. Where there is no way back a passed deadline parks at the next failure; what undoes is bounded
@@ -23,15 +22,13 @@ from uuid import UUID
 
 import structlog
 
-from aggregates.base import Event, Failure, WrongFactsError
+from aggregates.base import Event
 from aggregates.effects import Effect
 from aggregates.lifecycled import Lifecycled, Obligation
 from engine import crash_points
 from engine.clock import Now, monotonic, utc_now
 from engine.clouds.port import (
-    FinalError,
     PayError,
-    TooEarlyError,
     UnknownOutcomeError,
     Waiting,
     only_looks,
@@ -41,6 +38,7 @@ from engine.clouds.port import (
 )
 from engine.hot import HotAggregates, Turn
 from engine.mapper import UnknownEventError
+from engine.outcomes import LONGEST_PAUSE, Outcomes
 from engine.partitions import Listener, Ownership, Sole, range_of, range_of_aggregate
 from engine.store import Conflict, EventStore
 from engine.tasks import end
@@ -48,9 +46,6 @@ from engine.tasks import end
 log = structlog.get_logger(__name__)
 
 Pay = Callable[[Effect, str], Awaitable[Mapping[str, Any]]]
-
-FIRST_PAUSE = 0.5  # seconds before the second try; doubled with each, up to:
-LONGEST_PAUSE = 60.0
 
 
 class Settler(Listener):
@@ -77,21 +72,14 @@ class Settler(Listener):
         self._ownership = ownership or Sole()
         self._latest_effect = latest_effect
         self._now = now
-        self._jitter = jitter
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._changed: dict[UUID, asyncio.Event] = {}
         self._again: set[UUID] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._gained: set[str] = set()
         self._more = asyncio.Event()
-        # On our own clock: until when a call that we noted may be carried out, and what failed is not tried again.
-        self._unanswered: dict[UUID, float] = {}
-        self._retry: dict[UUID, float] = {}
         self._begun: set[UUID] = set()  # here, so that nobody can have paid for it before
-        # The same of the state entered at that version: until when a call may be carried out whose outcome is not
-        # known, ours or that of whoever paid before; and until when it must not be made again.
-        self._in_doubt: dict[UUID, tuple[int, float]] = {}
-        self._not_alone: dict[UUID, tuple[int, float]] = {}
+        self._outcomes = Outcomes(latest_effect, now, jitter)
         store.listen(self._on_commit)
 
     @property
@@ -171,10 +159,7 @@ class Settler(Listener):
 
     def _forget(self, aggregate_id: UUID) -> None:
         del self._tasks[aggregate_id], self._changed[aggregate_id]
-        self._unanswered.pop(aggregate_id, None)
-        self._retry.pop(aggregate_id, None)
-        self._in_doubt.pop(aggregate_id, None)
-        self._not_alone.pop(aggregate_id, None)
+        self._outcomes.forget(aggregate_id)
         if aggregate_id not in self._again:
             self._begun.discard(aggregate_id)
 
@@ -205,11 +190,11 @@ class Settler(Listener):
                         return
                     deadline = _deadline(turn.aggregate)
                     if deadline is not None and self._is_over(deadline):
-                        self._fail_late(turn.aggregate, owed, deadline)
+                        self._outcomes.fail_late(turn.aggregate, owed, deadline)
                         await self._hot.commit(turn)
                         continue
                     pause_until = _latest(turn.aggregate.retry_at, owed.not_before)
-                    least = self._least_pause(turn.aggregate, owed)
+                    least = self._outcomes.least_pause(turn.aggregate, owed)
                 if await self._pause(aggregate_id, pause_until, deadline, least):
                     await self._step(owed, deadline)
             except UnknownEventError:
@@ -229,28 +214,10 @@ class Settler(Listener):
         begun_here = turn.aggregate_id in self._begun
         self._begun.discard(turn.aggregate_id)
         if owed is not None and not begun_here:
-            self._doubt(owed, self._latest_effect.total_seconds(), self._latest_effect.total_seconds())
+            self._outcomes.doubt_others(owed)
         if owed is not None and (owed.effect.makes or turn.aggregate.overtaken):
-            self._note_unanswered(turn.aggregate, owed.effect)
+            self._outcomes.note_unanswered(turn.aggregate, owed.effect)
             await self._hot.commit(turn)
-
-    def _doubt(self, owed: Obligation, seconds: float, alone_after: float) -> None:
-        """For so long a call of it may be carried out whose outcome is not known, and must not be made again."""
-        for known, after in ((self._in_doubt, seconds), (self._not_alone, alone_after)):
-            entered, until = known.get(owed.aggregate_id, (owed.entered, 0.0))
-            until = until if entered == owed.entered else 0.0
-            known[owed.aggregate_id] = (owed.entered, max(until, monotonic() + after))
-
-    def _note_unanswered(self, aggregate: Lifecycled, effect: Effect) -> None:
-        if self._latest_effect:
-            now = self._now()
-            aggregate.note("CallUnanswered", at=now, effect=effect.type_name, until=now + self._latest_effect)
-            self._unanswered[aggregate.id] = monotonic() + self._latest_effect.total_seconds()
-
-    def _least_pause(self, aggregate: Lifecycled, owed: Obligation) -> float:
-        """Until when on our own clock, if it was we who noted that there is something to wait for."""
-        unanswered = self._unanswered.get(aggregate.id, 0.0) if owed.not_before is not None else 0.0
-        return max(unanswered, self._retry.get(aggregate.id, 0.0) if aggregate.retry_at is not None else 0.0)
 
     async def _pause(self, aggregate_id: UUID, until: datetime | None, deadline: datetime | None, least: float) -> bool:
         """Sleep; False when the aggregate changed meanwhile, or its deadline came first.
@@ -288,37 +255,15 @@ class Settler(Listener):
         crash_points.reach("after_effect", owed.state)
         async with self._hot.turn(owed.aggregate_id) as turn:
             aggregate = turn.aggregate
-            try:
-                if outcome is not None:
-                    self._record(aggregate, owed, outcome)
-                elif mark.known and (aggregate.entered != owed.entered or self._is_over(deadline)):
-                    self._note_late(aggregate, owed, mark.known)
-            except WrongFactsError as wrong:
-                if aggregate.entered == owed.entered:
-                    self._record_failure(aggregate, owed, FinalError("wrong_facts", str(wrong)))
-                else:
-                    log.exception("late_outcome_not_recorded", aggregate_id=str(aggregate.id))
+            if outcome is not None:
+                self._outcomes.record(aggregate, owed, outcome)
+            elif mark.known and (aggregate.entered != owed.entered or self._is_over(deadline)):
+                self._outcomes.record_given_up(aggregate, owed, mark.known)
             await self._hot.commit(turn)
         crash_points.reach("after_append", owed.state)
 
     def _is_over(self, deadline: datetime | None) -> bool:
         return deadline is not None and self._now() >= deadline
-
-    def _note_late(self, aggregate: Lifecycled, owed: Obligation, facts: dict[str, Any]) -> None:
-        aggregate.note("LateOutcome", at=self._now(), effect=owed.effect.type_name, facts=facts)
-
-    def _record(self, aggregate: Lifecycled, owed: Obligation, outcome: dict[str, Any] | PayError) -> None:
-        if isinstance(outcome, UnknownOutcomeError):
-            if owed.effect.makes:
-                self._note_unanswered(aggregate, owed.effect)
-            self._doubt(owed, self._latest_effect.total_seconds(), outcome.retry_after)
-        if aggregate.entered != owed.entered:
-            if isinstance(outcome, dict) and outcome:
-                self._note_late(aggregate, owed, outcome)
-        elif isinstance(outcome, PayError):
-            self._record_failure(aggregate, owed, outcome)
-        else:
-            aggregate.take(owed.then, at=self._now(), **owed.facts, **outcome)
 
     async def _paid(
         self, owed: Obligation, deadline: datetime | None, mark: Waiting
@@ -352,8 +297,7 @@ class Settler(Listener):
 
     async def _paying(self, owed: Obligation, mark: Waiting) -> Mapping[str, Any]:
         waiting.set(mark)
-        entered, until = self._not_alone.get(owed.aggregate_id, (0, 0.0))
-        others_act_until.set(until if entered == owed.entered and owed.last_look is None else 0.0)
+        others_act_until.set(self._outcomes.others_act_until(owed))
         only_looks.set(owed.last_look is not None)
         return await self._pay(owed.effect, owed.key)
 
@@ -369,72 +313,6 @@ class Settler(Listener):
             await end(paying)
             return paying.cancelled()
         return False
-
-    # --- failing --------------------------------------------------------------------------------------------------
-
-    def _fail_late(self, aggregate: Lifecycled, owed: Obligation, deadline: datetime) -> None:
-        message = f"it was not done by its deadline, {deadline:%Y-%m-%d %H:%M:%S} UTC"
-        if aggregate.last_error is not None:
-            message += f"; last error: {aggregate.last_error}"
-        log.warning("deadline_exceeded", aggregate_id=str(aggregate.id), state=aggregate.state, error=message)
-        self._fail(aggregate, owed, Failure(code="deadline_exceeded", message=message, state=owed.state))
-
-    def _record_failure(self, aggregate: Lifecycled, owed: Obligation, error: PayError) -> None:
-        attempt = aggregate.attempts + 1
-        final = isinstance(error, FinalError)
-        operation = aggregate.operation if not aggregate.undoing and owed.last_look is None else None
-        late = operation is not None and self._is_over(operation.deadline)
-        log.warning(
-            "effect_failed",
-            aggregate_id=str(aggregate.id),
-            effect=owed.effect.type_name,
-            state=owed.state,
-            attempt=attempt,
-            code=error.code,
-            error=error.message,
-        )
-        if isinstance(error, TooEarlyError) or not (final or late or attempt >= owed.attempts):
-            self._note_attempt(aggregate, owed, attempt, error)
-            return
-        code = "deadline_exceeded" if late and not final and aggregate.can("failed") else error.code
-        message = error.message
-        if owed.last_look is not None:
-            code = owed.last_look.code
-            message = f"{owed.last_look.message}; looked at again when no call could act any longer: {message}"
-        self._fail(aggregate, owed, Failure(code=code, message=message, state=owed.state))
-
-    def _note_attempt(self, aggregate: Lifecycled, owed: Obligation, attempt: int, error: PayError) -> None:
-        now = self._now()
-        pause = max(_next_pause(attempt, self._jitter()), error.retry_after)
-        self._retry[aggregate.id] = monotonic() + pause
-        aggregate.note(
-            "AttemptFailed",
-            at=now,
-            effect=owed.effect.type_name,
-            attempt=attempt,
-            code=error.code,
-            message=error.message,
-            retry_at=now + timedelta(seconds=pause),
-        )
-
-    def _fail(self, aggregate: Lifecycled, owed: Obligation, failure: Failure) -> None:
-        """It counts as failed, but for a last look where a call may have done it."""
-        about = {"effect": owed.effect.type_name, "code": failure.code, "message": failure.message}
-        if owed.last_look is None and self._is_in_doubt(owed):
-            _, until = self._in_doubt[aggregate.id]
-            self._retry[aggregate.id] = until
-            now = self._now()
-            due_at = now + timedelta(seconds=max(0.0, until - monotonic()))
-            aggregate.note("LastLookDue", at=now, due_at=due_at, **about)
-        elif aggregate.can("failed"):
-            aggregate.take("failed", at=self._now(), failure=failure)
-        else:
-            aggregate.note("OperationParked", at=self._now(), **about)
-
-    def _is_in_doubt(self, owed: Obligation) -> bool:
-        """Whether a call of this state's may have been carried out, or may yet, and what it does would stay."""
-        entered, _ = self._in_doubt.get(owed.aggregate_id, (0, 0.0))
-        return owed.effect.lasts and entered == owed.entered
 
 
 def _owed(turn: Turn) -> Obligation | None:
@@ -453,9 +331,3 @@ def _deadline(aggregate: Lifecycled) -> datetime | None:
 
 def _latest(*moments: datetime | None) -> datetime | None:
     return max((moment for moment in moments if moment is not None), default=None)
-
-
-def _next_pause(attempt: int, jitter: float) -> float:
-    """Exponential, with jitter (0 to 1) so that what failed together does not come back together."""
-    pause = min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE)
-    return float(pause * (0.8 + 0.4 * jitter))

@@ -20,7 +20,7 @@ from engine.clouds.simulated import CloudApi, Fault, Faults, SimulatedCloud
 from engine.clouds.simulated.api import FENCES
 from engine.clouds.simulated.cloud import LATEST_EFFECT
 from engine.clouds.simulated.faults import FAULTS, LATEST, STALEST, Call
-from engine.settler import FIRST_PAUSE, LONGEST_PAUSE
+from engine.outcomes import FIRST_PAUSE, LONGEST_PAUSE
 from tests.clouds.wishes import Wishes
 
 INSTANCE = UUID(int=7)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import pairwise
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -18,11 +20,15 @@ from aggregates.commands import OPERATIONS, DeleteInstance, RetryOperation
 from aggregates.effects import MakingEffect
 from aggregates.instance import Instance
 from aggregates.lifecycled import Obligation
+from engine.clock import Now
 from engine.clouds.errors import CloudAnswerError
 from engine.clouds.simulated import Fault, Faults
 from engine.clouds.simulated.faults import LATEST, Call, Kind
 from engine.clouds.simulated.site import Site
-from engine.settler import Settler
+from engine.hot import HotAggregates
+from engine.outcomes import Outcomes
+from engine.settler import Pay, Settler
+from engine.store import EventStore
 from engine.tasks import end
 from tests.clouds.ambiguous import Drawn
 from tests.clouds.engine_core import Core, directory, says
@@ -167,11 +173,21 @@ def _try_and_see(name: str, n: int, acts: str, fault: Fault | None, within: floa
         raise AssertionError(told) from failed
 
 
-class Hasty(Settler):
+class NeverInDoubt(Outcomes):
     """Takes no last look."""
 
-    def _is_in_doubt(self, owed: Obligation) -> bool:  # noqa: ARG002 - the settler's own signature
+    def _is_in_doubt(self, owed: Obligation) -> bool:  # noqa: ARG002 - the outcomes' own signature
         return False
+
+
+class Hasty(Settler):
+    """Lets each failure count at once."""
+
+    def __init__(
+        self, store: EventStore, hot: HotAggregates, pay: Pay, *, latest_effect: timedelta, now: Now, **given: Any
+    ) -> None:
+        super().__init__(store, hot, pay, latest_effect=latest_effect, now=now, **given)
+        self._outcomes = NeverInDoubt(latest_effect, now, given["jitter"])
 
 
 @pytest.mark.parametrize(
