@@ -417,14 +417,19 @@ class Schedule:
         self._start_missing()
         try:
             await world.settled(SETTLES_WITHIN)
+            # What was sent at last is there now, and is seen twice and removed; messages that waited for the broker are
+            # on their way meanwhile, too.
+            known = -1
+            while known != world.events.end():
+                known = world.events.end()
+                await asyncio.sleep(LOOKS * OBSERVE_EVERY)
+                await world.settled(SETTLES_WITHIN)
         except TimeoutError:
             stuck = [f"{aggregate.id} in {aggregate.state}" for aggregate in world.owing()]
             self.breaches.append(
                 f"stuck: not settled in {SETTLES_WITHIN / HOUR:.0f} h: {stuck or 'undecided commands'}"
             )
         await self._ask_again()
-        # What was sent at last is there now; it is seen twice and removed.
-        await asyncio.sleep(LOOKS * OBSERVE_EVERY)
         learned = {
             (publisher.project, sent.command_id): sent.outcome
             for publisher in world.publishers.values()
