@@ -122,7 +122,8 @@ class SecureClient(Client):
     async def flush(self, timeout: int = 10) -> None:
         """The library's own sends its question ahead of what is pending, so that its answer says nothing of that."""
         try:
-            await asyncio.wait_for(self._flush_pending(force_flush=True), timeout)
+            async with asyncio.timeout(timeout):
+                await self._flush_pending(force_flush=True)
         except TimeoutError:
             raise nats.errors.FlushTimeoutError from None
         await super().flush(timeout)

@@ -42,6 +42,7 @@ from engine.messages import (
     VolumeUse,
     heartbeat_subject,
 )
+from engine.tasks import end
 
 _log = structlog.get_logger()
 _T = TypeVar("_T")
@@ -97,12 +98,11 @@ class Agent:
             for task in done:
                 task.result()
         finally:
-            for task in (*tasks, *self._answering, *self._running.values()):
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             # A verb under way is cut off as by a kill: it is carried out again when asked for again.
+            unfinished = len(self._running)
+            await end(*tasks, *self._answering, *self._running.values())
             self._threads.shutdown(wait=False, cancel_futures=True)
-            _log.info("agent_stopped", unfinished=len(self._running))
+            _log.info("agent_stopped", unfinished=unfinished)
 
     # --- beats ------------------------------------------------------------------------------------------------
 
@@ -114,7 +114,8 @@ class Agent:
             if client.is_connected:  # else old beats would pile up and all arrive late
                 await client.publish(subject, msgspec.json.encode(self._heartbeat(status)))
             try:
-                status = await asyncio.wait_for(self._statuses.get(), self._config.beat_interval)
+                async with asyncio.timeout(self._config.beat_interval):
+                    status = await self._statuses.get()
             except TimeoutError:
                 status = self._database.status
 

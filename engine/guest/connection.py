@@ -67,7 +67,8 @@ async def stay_connected(
             _log.warning("broker_connection_failed", reason=_words(error))
         finally:
             with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                await asyncio.wait_for(client.close(), 2.0)
+                async with asyncio.timeout(2.0):
+                    await client.close()
         failures = 0 if asyncio.get_running_loop().time() - began > _PAUSES[-1] else failures + 1
         await _pause(failures)
 

@@ -8,13 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nkeys  # type: ignore[import-untyped]
 import psutil
 import pytest
 
+from engine.guest.agent import Agent
+from engine.guest.connection import read_credentials
 from engine.guest.datastores.catalogue import available
+from engine.guest.journal import Journal
 from engine.guest.process import trim
 from engine.messages import GuestState, GuestStatus
 from tests.guest.conftest import NewServer
@@ -117,6 +121,26 @@ async def test_an_agent_told_to_end_in_the_middle_of_a_verb_ends_at_once(new_ser
     server.start_agent()
     port = await server.prepare("prepare-1")
     server.tenant(port).put("color", "blue")
+
+
+async def test_an_agent_told_to_end_while_its_status_changes_ends_at_once(new_server: NewServer) -> None:
+    for turns in range(-4, 5):  # of the loop, between the two: in one of them the news is there and not yet taken
+        server = new_server(beat_interval=0.1)
+        await server.listen()
+        with Journal(server.directory) as journal:
+            agent, stop = Agent(server.config, journal), asyncio.Event()
+            serving = asyncio.create_task(agent.serve(read_credentials(server.config), stop))
+            await server.until("beats", lambda _, beats=server.beats: bool(beats))  # type: ignore[misc]
+            first, second = stop.set, partial(agent._status_changed, GuestStatus.FAILED)
+            if turns < 0:
+                first, second = second, first
+            first()
+            for _ in range(abs(turns)):
+                await asyncio.sleep(0)
+            second()
+            await asyncio.wait({serving}, timeout=10)
+            assert serving.done(), f"still serves; {turns} turns of the loop between the two"
+            serving.result()
 
 
 def test_a_log_that_grows_is_set_aside(tmp_path: Path) -> None:
