@@ -131,4 +131,6 @@ async def test_the_help_lists_every_exit_code(program: Program) -> None:
 
 
 def _started(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([HOLDFAST, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell has what it starts in the background ignore SIGINT, and so does all that is started from there.
+    command = ["env", "--default-signal=INT", str(HOLDFAST), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
