@@ -43,6 +43,7 @@ class Core:
         self._hot: HotAggregates
         self._running: asyncio.Task[None]
         self.cloud: SimulatedCloud
+        self.paid: dict[str, Effect] = {}  # or tried to, by key
 
     async def start(self) -> None:
         """A process that knows nothing but the store."""
@@ -104,6 +105,7 @@ class Core:
         return [type(event).__name__ for event in await self._store.events_of(self._instance_id)]
 
     async def _pay(self, effect: Effect, key: str) -> Mapping[str, Any]:
+        self.paid[key] = effect
         if isinstance(effect, CloudEffect):
             return await self.cloud.pay(effect, key)
         if isinstance(effect, GuestEffect):

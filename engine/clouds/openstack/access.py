@@ -98,7 +98,9 @@ class Groups:
         )
 
     async def _remove(self, group_id: str) -> None:
-        await self._neutron.remove("delete_security_group", lambda neutron: neutron.delete_security_group(group_id))
+        there = await self._neutron.present("get_security_group", lambda neutron: neutron.get_security_group(group_id))
+        if there is not None:
+            await self._neutron.remove("delete_security_group", lambda neutron: neutron.delete_security_group(group_id))
 
     async def _remove_rule(self, rule_id: str) -> None:
         await self._neutron.remove(
@@ -174,7 +176,8 @@ class Addresses:
         return await self._neutron.look("list_ips", lambda neutron: [each.id for each in neutron.ips(description=mark)])
 
     async def _remove(self, address_id: str) -> None:
-        await self._neutron.remove("delete_ip", lambda neutron: neutron.delete_ip(address_id))
+        if await self._neutron.present("get_ip", lambda neutron: neutron.get_ip(address_id)) is not None:
+            await self._neutron.remove("delete_ip", lambda neutron: neutron.delete_ip(address_id))
 
 
 def _normal(cidrs: Iterable[str]) -> list[str]:

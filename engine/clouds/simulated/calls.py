@@ -165,6 +165,11 @@ class Calls:
                 return None
             raise
 
+    async def remove_present(self, key: str, what: str, resource_id: str) -> None:
+        """Delete it, if a look shows it: where only looks are allowed, that shows that it is gone."""
+        if await self.present(f"get_{what}", resource_id) is not None:
+            await self.remove(key, f"delete_{what}", resource_id)
+
     async def remove(self, key: str, name: str, resource_id: str) -> None:
         """Delete it, if it is there."""
         try:

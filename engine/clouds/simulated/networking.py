@@ -50,7 +50,7 @@ class Networking:
                 return await self._ensure_group(effect, key)
             case effects.SecurityGroupAbsent():
                 for group_id in await self._calls.ids("list_security_groups", effect.name, effect.security_group_id):
-                    await self._calls.remove(key, "delete_security_group", group_id)
+                    await self._calls.remove_present(key, "security_group", group_id)
                 return {}
             case effects.EnsureAccessRules():
                 return await self._ensure_rules(effect, key)
@@ -166,5 +166,5 @@ class Networking:
         if effect.port_id is not None and (leading := await self._leading_to(effect.port_id)) is not None:
             gone[leading.id] = None
         for address_id in gone:
-            await self._calls.remove(key, "delete_floating_address", address_id)
+            await self._calls.remove_present(key, "floating_address", address_id)
         return {}

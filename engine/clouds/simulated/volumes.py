@@ -10,8 +10,8 @@ from engine.clouds.simulated.resources import Volume
 
 # Where what nothing fences is listed by its name, and how it is deleted; volumes are gone only after a while.
 _UNFENCED = (
-    ("list_server_groups", "delete_server_group"),
-    ("list_floating_addresses", "delete_floating_address"),
+    ("list_server_groups", "server_group"),
+    ("list_floating_addresses", "floating_address"),
 )
 
 
@@ -92,10 +92,10 @@ class Volumes:
         removed = await self._surplus("list_volumes", effect.name, effect.keep)
         for volume_id in removed:
             await self.remove(volume_id, key)
-        groups = ("list_security_groups", "delete_security_group", effect.security_group_name)
-        for listing, deleting, name in (groups, *((*each, effect.name) for each in _UNFENCED)):
+        groups = ("list_security_groups", "security_group", effect.security_group_name)
+        for listing, what, name in (groups, *((*each, effect.name) for each in _UNFENCED)):
             for surplus in await self._surplus(listing, name, effect.keep):
-                await self._calls.remove(key, deleting, surplus)
+                await self._calls.remove_present(key, what, surplus)
                 removed.append(surplus)
         return {"removed": removed}
 
