@@ -13,7 +13,7 @@ from aggregates.resources import Resource, resource_name
 from engine.clock import monotonic
 from engine.clouds.fences import port_mac
 from engine.clouds.port import TransientError
-from engine.clouds.simulated import Fault, SimulatedCloud
+from engine.clouds.simulated import BARE, Fault, SimulatedCloud
 from engine.clouds.simulated.faults import Call, Kind
 from tests.engine.conftest import Engine
 from tests.support.eventually import eventually
@@ -26,7 +26,7 @@ class Watched(SimulatedCloud):
     """Counts how often all that it holds was asked for; can be made to do things by hand."""
 
     def __init__(self) -> None:
-        super().__init__(latest_effect=timedelta(0))
+        super().__init__(catalogue=BARE, latest_effect=timedelta(0))
         self.looks = 0
 
     async def inventory(self) -> Sequence[Resource]:

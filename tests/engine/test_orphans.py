@@ -12,7 +12,7 @@ import pytest
 
 from aggregates.resources import resource_name
 from engine.clouds.port import TransientError
-from engine.clouds.simulated import SimulatedCloud
+from engine.clouds.simulated import BARE, SimulatedCloud
 from engine.clouds.simulated.faults import Call
 from engine.messages import EVERY_PROJECT, query_subject
 from tests.engine.conftest import Engine
@@ -64,7 +64,7 @@ async def robbed(engine: Engine, publisher: Publisher) -> tuple[UUID, str]:
 async def seldom(engine: Engine) -> None:
     """An observer that comes to look only when a test has it look."""
     await engine.stop()
-    engine.cloud = SimulatedCloud(latest_effect=timedelta(0))
+    engine.cloud = SimulatedCloud(catalogue=BARE, latest_effect=timedelta(0))
     engine.options["observe_every"] = 3600
     await engine.start()
 
