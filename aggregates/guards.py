@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from aggregates.resources import ResourceKind
+
 
 class Guards:
     """Each is named in `lifecycle.py` as `cond`."""
@@ -21,7 +23,7 @@ class Guards:
 
     def has_server(self, subject: Any) -> bool:
         """There is a guest that can be asked to stop its database."""
-        return subject.server_id is not None and not subject.server_gone
+        return subject.held(ResourceKind.SERVER) is not None
 
     def wants_server_group(self, subject: Any) -> bool:
         """Where its server lies is bound to where others lie."""

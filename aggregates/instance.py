@@ -128,9 +128,8 @@ class Instance(Lifecycled):
         self.port: int | None = None
         self.volume_id: str | None = None
         self.server_id: str | None = None
-        self.server_gone = False
-        self.port_gone = False
-        self.volume_gone = False
+        for kind in ResourceKind:
+            setattr(self, f"{kind}_gone", False)
         self.host: str | None = None
         self.target_host: str | None = None
         self.new_host: str | None = None
@@ -141,38 +140,29 @@ class Instance(Lifecycled):
         self.surplus: tuple[Resource, ...] = ()
         self.drift: tuple[Drift, ...] = ()
 
+    def recorded(self, kind: ResourceKind) -> str | None:
+        """The id of its own resource of the kind. While that is there, no other one is ever recorded."""
+        found: str | None = getattr(self, f"{kind}_id")
+        return found
+
+    def held(self, kind: ResourceKind) -> str | None:
+        """The id of its own resource of the kind, unless that was deleted."""
+        return None if getattr(self, f"{kind}_gone") else self.recorded(kind)
+
     @property
     def resource_name(self) -> str:
         """The name of its server, its port, its volume and all that has no name below, in the cloud."""
         return resource_name(self.id)
 
-    def recorded(self, kind: ResourceKind) -> str | None:
-        """The id of its own resource of the kind. Once there is one it never changes."""
-        ids = {
-            ResourceKind.SERVER: self.server_id,
-            ResourceKind.PORT: self.port_id,
-            ResourceKind.VOLUME: self.volume_id,
-        }
-        return ids[kind]
-
-    def held(self, kind: ResourceKind) -> str | None:
-        """The id of its own resource of the kind, unless that was deleted."""
-        gone = {
-            ResourceKind.SERVER: self.server_gone,
-            ResourceKind.PORT: self.port_gone,
-            ResourceKind.VOLUME: self.volume_gone,
-        }
-        return None if gone[kind] else self.recorded(kind)
-
     @property
     def security_group_name(self) -> str:
         """The name of its security group in the cloud."""
-        return f"holdfast-sg-{self.id}"
+        return resource_name(self.id, ResourceKind.SECURITY_GROUP)
 
     @property
     def management_port_name(self) -> str:
         """The name of the port by which its agent is reached, in the cloud."""
-        return f"holdfast-mgmt-{self.id}"
+        return resource_name(self.id, ResourceKind.MANAGEMENT_PORT)
 
     def left(self) -> tuple[str, ...]:
         """What there is of it: while it is being removed what the states ahead would remove, else all that is known."""

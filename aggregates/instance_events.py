@@ -12,7 +12,7 @@ from aggregates import base
 from aggregates.base import Failure, Intervention, Operation
 from aggregates.catalogue import Flavor
 from aggregates.effects import Access, Database, User
-from aggregates.resources import Drift, Resource
+from aggregates.resources import Drift, Resource, ResourceKind
 
 
 class InstanceEvent(base.Event):
@@ -148,11 +148,17 @@ NOTHING = frozenset({"FAILED", "DELETED"})
 
 
 class Transition(InstanceEvent, base.Transitioned):
-    """Base of the lifecycle's events."""
+    """Base of the lifecycle's events. After it the resource of the kind is there, or is not."""
+
+    makes: ClassVar[ResourceKind | None] = None
+    removes: ClassVar[ResourceKind | None] = None
 
     def apply(self, aggregate: Any) -> None:
-        """Assign; of what has nothing nothing can differ."""
+        """Assign; the id of what is removed is kept. Of what has nothing nothing can differ."""
         super().apply(aggregate)
+        for kind, gone in ((self.makes, False), (self.removes, True)):
+            if kind is not None:
+                setattr(aggregate, f"{kind}_gone", gone)
         if self.state in NOTHING:
             aggregate.drift = ()
 
@@ -253,11 +259,15 @@ class QuotaReleased(Transition):
 class ServerGroupCreated(Transition):
     """The server group exists; the server is to be made in it."""
 
+    makes = ResourceKind.SERVER_GROUP
+
     server_group_id: str
 
 
 class SecurityGroupCreated(Transition):
     """The security group exists and lets nobody in."""
+
+    makes = ResourceKind.SECURITY_GROUP
 
     security_group_id: str
 
@@ -277,12 +287,16 @@ class AccessRulesRemoved(Transition):
 class PortCreated(Transition):
     """The port exists."""
 
+    makes = ResourceKind.PORT
+
     port_id: str
     address: str
 
 
 class ManagementPortCreated(Transition):
     """The port by which the guest agent is reached exists."""
+
+    makes = ResourceKind.MANAGEMENT_PORT
 
     management_port_id: str
 
@@ -300,6 +314,8 @@ class PortUnsecured(Transition):
 class FloatingAddressCreated(Transition):
     """The port is reached from outside by the floating address."""
 
+    makes = ResourceKind.FLOATING_ADDRESS
+
     floating_address_id: str
     public_address: str
     access: Access
@@ -307,6 +323,8 @@ class FloatingAddressCreated(Transition):
 
 class VolumeCreated(Transition):
     """The volume exists and is available."""
+
+    makes = ResourceKind.VOLUME
 
     volume_id: str
 
@@ -317,6 +335,8 @@ class CredentialsIssued(Transition):
 
 class ServerCreated(Transition):
     """The server exists and is ACTIVE."""
+
+    makes = ResourceKind.SERVER
 
     server_id: str
     host: str
@@ -438,27 +458,25 @@ class FileSystemGrown(Transition):
 class ServerDeleted(Transition):
     """No server of the instance exists."""
 
-    def apply(self, aggregate: Any) -> None:
-        """Assign; its id is kept, to look for it once more."""
-        super().apply(aggregate)
-        aggregate.server_gone = True
+    removes = ResourceKind.SERVER
 
 
 class PortDeleted(Transition):
     """No port of the instance exists."""
 
-    def apply(self, aggregate: Any) -> None:
-        """Assign; its id is kept."""
-        super().apply(aggregate)
-        aggregate.port_gone = True
+    removes = ResourceKind.PORT
 
 
 class ManagementPortDeleted(Transition):
     """No port by which its guest agent was reached exists."""
 
+    removes = ResourceKind.MANAGEMENT_PORT
+
 
 class FloatingAddressDeleted(Transition):
     """No floating address of the instance exists."""
+
+    removes = ResourceKind.FLOATING_ADDRESS
 
     access: Access | None
     public_address: None
@@ -467,20 +485,21 @@ class FloatingAddressDeleted(Transition):
 class VolumeDeleted(Transition):
     """No volume of the instance exists."""
 
-    def apply(self, aggregate: Any) -> None:
-        """Assign; its id is kept."""
-        super().apply(aggregate)
-        aggregate.volume_gone = True
+    removes = ResourceKind.VOLUME
 
 
 class SecurityGroupDeleted(Transition):
     """No security group of the instance exists."""
+
+    removes = ResourceKind.SECURITY_GROUP
 
     access: Access | None
 
 
 class ServerGroupDeleted(Transition):
     """No server group of the instance exists, unless other servers are in it."""
+
+    removes = ResourceKind.SERVER_GROUP
 
 
 class CredentialsRevoked(Transition):

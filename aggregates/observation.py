@@ -21,13 +21,23 @@ from aggregates.instance_events import (
     SurplusDeleted,
     SurplusFound,
 )
-from aggregates.resources import DELETING, Drift, DriftKind, Resource, ResourceKind
+from aggregates.resources import DELETING, Drift, DriftKind, Resource, ResourceKind, resource_name
 
-_REMOVED_BY = {
-    "ServerAbsent": ResourceKind.SERVER,
-    "PortAbsent": ResourceKind.PORT,
-    "VolumeAbsent": ResourceKind.VOLUME,
-    "SurplusAbsent": ResourceKind.VOLUME,
+_REMOVED_BY: dict[str, frozenset[ResourceKind]] = {
+    "ServerAbsent": frozenset({ResourceKind.SERVER}),
+    "FloatingAddressAbsent": frozenset({ResourceKind.FLOATING_ADDRESS}),
+    "PortAbsent": frozenset({ResourceKind.PORT, ResourceKind.MANAGEMENT_PORT}),
+    "VolumeAbsent": frozenset({ResourceKind.VOLUME}),
+    "SecurityGroupAbsent": frozenset({ResourceKind.SECURITY_GROUP}),
+    "ServerGroupAbsent": frozenset({ResourceKind.SERVER_GROUP}),
+    "SurplusAbsent": frozenset(
+        {
+            ResourceKind.VOLUME,
+            ResourceKind.FLOATING_ADDRESS,
+            ResourceKind.SECURITY_GROUP,
+            ResourceKind.SERVER_GROUP,
+        }
+    ),
 }
 _ORDER = tuple(ResourceKind)
 
@@ -80,8 +90,8 @@ def surplus(instance: Instance, seen: Iterable[Resource]) -> tuple[Resource, ...
     """
     if instance.operation is not None:
         return ()
-    left = {_REMOVED_BY[effect] for effect in instance.skipped if effect in _REMOVED_BY}
-    named = [each for each in seen if each.name == instance.resource_name and each.kind not in left]
+    left = frozenset[ResourceKind]().union(*(_REMOVED_BY.get(effect, ()) for effect in instance.skipped))
+    named = [each for each in seen if each.name == resource_name(instance.id, each.kind) and each.kind not in left]
     known = set() if instance.state in NOTHING else {each for each in named if each.id == instance.recorded(each.kind)}
     there = set(ResourceKind) if instance.state in NOTHING else {each.kind for each in known}
     found = [each for each in named if each.kind in there and each not in known and each.status != DELETING]

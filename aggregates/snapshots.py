@@ -84,8 +84,12 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     unanswered_until: datetime | None
     overtaken: bool
     server_gone: bool
+    floating_address_gone: bool
     port_gone: bool
+    management_port_gone: bool
     volume_gone: bool
+    security_group_gone: bool
+    server_group_gone: bool
     failure: Failure | None
     name: str
     flavor: Flavor

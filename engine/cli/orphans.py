@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aggregates.resources import ResourceKind
 from engine.cli.exits import Exit
 from engine.cli.output import moment
 from engine.cli.session import OPERATOR, Session, run
@@ -17,7 +18,7 @@ from engine.client import ClientError
 from engine.messages import EVERY_PROJECT, query_subject
 
 _REMOVED_WITHIN = 75.0  # seconds: what the worker gives itself for one, and a little for the way
-_REMOVED_FIRST = ("server", "port", "volume")  # a server has the others
+_ORDER = tuple(ResourceKind)  # in which they can be removed
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +49,7 @@ def orphans(
             if not yes:
                 typer.confirm(f"Remove these {len(found)} from the cloud for good?", abort=True, err=True)
         removed = []
-        for each in sorted(found, key=lambda orphan: _REMOVED_FIRST.index(orphan["kind"])):
+        for each in sorted(found, key=lambda orphan: _ORDER.index(orphan["kind"])):
             outcome = await _remove(session, project, each)
             removed.append(each | outcome)
             if "error" in outcome:
@@ -73,9 +74,9 @@ async def _remove(session: Session, project: str, orphan: dict[str, Any]) -> dic
     try:
         await _ask(session, project, "orphans", "delete", **wanted, actor=session.manager.context.actor)
     except ClientError as error:
-        session.output.line(f"{orphan['kind']} {orphan['id']} is left: {error.message}")
+        session.output.line(f"{ResourceKind(orphan['kind']).spoken} {orphan['id']} is left: {error.message}")
         return {"error": {"code": error.code, "message": error.message}}
-    session.output.line(f"{orphan['kind']} {orphan['id']} is gone")
+    session.output.line(f"{ResourceKind(orphan['kind']).spoken} {orphan['id']} is gone")
     return {"deleted": True}
 
 

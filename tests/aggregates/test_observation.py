@@ -22,15 +22,26 @@ from tests.support.given import (
     intervention,
     park,
     requested,
+    requested_fully,
     settle,
     started,
 )
 
 SERVER, PORT, VOLUME = ResourceKind.SERVER, ResourceKind.PORT, ResourceKind.VOLUME
+# As they are made.
+IDS = {
+    SERVER: "server-1",
+    ResourceKind.FLOATING_ADDRESS: "address-1",
+    PORT: "port-1",
+    ResourceKind.MANAGEMENT_PORT: "port-2",
+    VOLUME: "volume-1",
+    ResourceKind.SECURITY_GROUP: "security-group-1",
+    ResourceKind.SERVER_GROUP: "server-group-1",
+}
 
 
 def seen(instance: Instance, kind: ResourceKind, resource_id: str, **given: Any) -> Resource:
-    return Resource(kind=kind, id=resource_id, **{"name": instance.resource_name, **given})
+    return Resource(kind=kind, id=resource_id, **{"name": resource_name(instance.id, kind), **given})
 
 
 def own(instance: Instance, **changed: dict[str, Any]) -> list[Resource]:
@@ -40,7 +51,17 @@ def own(instance: Instance, **changed: dict[str, Any]) -> list[Resource]:
         PORT: {"server_id": "server-1"},
         VOLUME: {"status": "in-use", "size": instance.volume_size, "server_id": "server-1"},
     }
-    return [seen(instance, kind, f"{kind}-1", **{**shown[kind], **changed.get(kind, {})}) for kind in ResourceKind]
+    return [
+        seen(instance, kind, IDS[kind], **{**shown.get(kind, {}), **changed.get(kind, {})}) for kind in ResourceKind
+    ]
+
+
+def whole() -> Instance:
+    """One that has something of each kind."""
+    instance = requested_fully()
+    settle(instance)
+    assert {kind: instance.held(kind) for kind in ResourceKind} == IDS
+    return instance
 
 
 def deleted() -> Instance:
@@ -51,7 +72,7 @@ def deleted() -> Instance:
 
 @pytest.mark.parametrize("kind", ResourceKind)
 def test_of_two_of_a_name_the_one_that_is_not_recorded_is_surplus(kind: ResourceKind) -> None:
-    instance = active()
+    instance = whole()
     second = seen(instance, kind, "second")
     assert surplus(instance, [second, *own(instance)]) == (second,)
 
@@ -102,10 +123,12 @@ def test_what_somebody_had_left_there_stays_until_a_delete_is_asked_for() -> Non
     instance.execute(intervention(park(instance), "skip_step"), context())
     settle(instance)
     assert instance.state == "FAILED"
-    assert [each.kind for each in surplus(instance, own(instance))] == [SERVER, PORT]
+    assert [each.kind for each in surplus(instance, own(instance))] == [
+        kind for kind in ResourceKind if kind is not VOLUME
+    ]
     instance.execute(EXAMPLES["delete_instance"], context())
     settle(instance)
-    assert [each.kind for each in surplus(instance, own(instance))] == [SERVER, PORT, VOLUME]
+    assert [each.kind for each in surplus(instance, own(instance))] == list(ResourceKind)
 
 
 @pytest.mark.parametrize("instance", [active(), deleted()], ids=["ACTIVE", "DELETED"])
@@ -124,7 +147,8 @@ def test_what_is_found_is_remembered_until_it_is_gone_and_changes_nothing_else(i
 
 def test_a_name_tells_its_instance_and_no_other_name_does() -> None:
     instance_id = UUID("0a" * 16)
-    assert instance_named(resource_name(instance_id)) == instance_id
+    for kind in ResourceKind:
+        assert instance_named(resource_name(instance_id, kind), kind) == instance_id
     others = (f"holdfast-{str(instance_id).upper()}", f"holdfast-{instance_id.hex}", str(instance_id), "holdfast-")
     assert [instance_named(other) for other in others] == [None] * 4
 
@@ -166,9 +190,9 @@ def test_what_somebody_has_changed_is_told(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ResourceKind)
 def test_what_is_gone_is_told(kind: ResourceKind) -> None:
-    instance = active()
+    instance = whole()
     shown = [each for each in own(instance) if each.kind is not kind]
-    assert f"{kind} {kind}-1 is not there" in [str(each) for each in drift(instance, shown)]
+    assert f"{kind.spoken} {IDS[kind]} is not there" in [str(each) for each in drift(instance, shown)]
 
 
 @pytest.mark.parametrize("state", sorted(everywhere()))
@@ -187,7 +211,9 @@ def test_what_the_cloud_does_not_tell_does_not_differ() -> None:
 
 
 def test_what_an_abandoned_delete_has_removed_is_not_missed() -> None:
-    instance = park(advance(started("delete_instance"), "delete_credentials"))
+    instance = whole()
+    instance.execute(EXAMPLES["delete_instance"], context())
+    park(advance(instance, "delete_credentials"))
     instance.execute(intervention(instance, "abandon_operation"), context())
     assert instance.state == "ERROR"
     assert drift(instance, []) == ()
@@ -225,7 +251,7 @@ def test_looks_before_and_after_an_operation_are_not_two_in_a_row() -> None:
 def test_what_is_deleted_shows_no_drift() -> None:
     instance = active()
     looked(instance, [], [])
-    assert len(told(instance)) == 3
+    assert len(told(instance)) == sum(instance.held(kind) is not None for kind in ResourceKind)
     instance.execute(EXAMPLES["delete_instance"], context())
     settle(instance)
     assert told(instance) == []
@@ -235,7 +261,7 @@ def test_what_is_deleted_shows_no_drift() -> None:
 
 
 def test_an_orphan_is_what_is_neither_its_own_nor_removed_as_surplus() -> None:
-    instance = active()
+    instance = whole()
     shown = [seen(instance, VOLUME, "only one left"), *(each for each in own(instance) if each.kind is not VOLUME)]
     shown.append(seen(instance, VOLUME, "marked", name="another name"))
     assert [each.id for each in orphans(instance, shown)] == ["only one left", "marked"]
@@ -255,9 +281,9 @@ def test_of_a_running_operation_nothing_is_an_orphan() -> None:
 
 @pytest.mark.parametrize("kind", ResourceKind)
 def test_what_is_its_own_is_not_disowned(kind: ResourceKind) -> None:
-    instance = active()
+    instance = whole()
     with pytest.raises(Refusal, match="'s own, which is ACTIVE") as raised:
-        disown(instance, seen(instance, kind, f"{kind}-1"), actor="bob", at=NOON)
+        disown(instance, seen(instance, kind, IDS[kind]), actor="bob", at=NOON)
     assert raised.value.code == "forbidden_state"
     assert instance.surplus == ()
 

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from aggregates.resources import Resource, resource_name
+from aggregates.resources import Resource, ResourceKind, resource_name
 from engine.clock import monotonic
 from engine.clouds.fences import port_mac
 from engine.clouds.port import TransientError
@@ -115,14 +115,21 @@ async def test_whatever_appears_after_a_delete_is_removed_the_server_first(
 ) -> None:
     instance_id = await made(engine, publisher, "DELETED")
     name = resource_name(instance_id)
-    port = await cloud.by_hand("create_port", name=name, mac=port_mac(instance_id))
-    server = await cloud.by_hand("create_server", name=name, flavor_id="small", port_id=port.id)
+    group = await cloud.by_hand("create_security_group", name=resource_name(instance_id, ResourceKind.SECURITY_GROUP))
+    members = await cloud.by_hand("create_server_group", name=name, policy="affinity")
+    port = await cloud.by_hand("create_port", name=name, mac=port_mac(instance_id), security_groups=(group.id,))
+    management = resource_name(instance_id, ResourceKind.MANAGEMENT_PORT)
+    await cloud.by_hand("create_port", name=management, mac="fa:16:3e:00:00:01")
+    await cloud.by_hand("create_floating_address", name=name, port_id=port.id)
+    server = await cloud.by_hand(
+        "create_server", name=name, flavor_id="small", port_id=port.id, server_group_id=members.id
+    )
     volume = await cloud.by_hand("create_volume", name=name, size=1)
     await cloud.by_hand("attach_volume", server_id=server.id, volume_id=volume.id)
-    await noted(engine, instance_id, "SurplusDeleted", 3)
+    await noted(engine, instance_id, "SurplusDeleted", len(ResourceKind))
     assert await engine.held() == []
     gone = [event.removed.kind for event in await engine.store.events_of(instance_id) if hasattr(event, "removed")]
-    assert gone == ["server", "port", "volume"]
+    assert gone == list(ResourceKind)
     assert (await engine.instance(instance_id)).state == "DELETED"
 
 

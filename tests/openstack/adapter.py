@@ -157,6 +157,14 @@ class Instance:
         for effect in (self.port, self.volume, self.server, self.attachment):
             await self.pay(effect())
 
+    async def build_all(self) -> None:
+        """Something of each kind."""
+        for effect in (self.security_group, self.server_group, self.port, self.management_port, self.volume):
+            await self.pay(effect())
+        await self.pay(self.server(management_port_id=self.facts["management_port_id"]))
+        await self.pay(self.attachment())
+        await self.pay(self.address())
+
     async def remove(self) -> None:
         """Nothing of it is left."""
         for effect in (self.no_server, self.no_address, self.no_port, self.no_volume, self.no_group, self.no_servers):
@@ -186,6 +194,11 @@ class Instance:
             **given,
         }
         return effects.EnsurePort(instance_id=self.id, name=self.name, project="tenant", **settings)
+
+    def management_port(self) -> effects.EnsureManagementPort:
+        return effects.EnsureManagementPort(
+            instance_id=self.id, name=f"holdfast-mgmt-{self.id}", project="tenant", network="lab-net"
+        )
 
     def volume(self, size: int = 1, **given: Any) -> effects.EnsureVolume:
         settings: dict[str, Any] = {"volume_type": None, "availability_zone": None, **given}

@@ -12,7 +12,6 @@ from uuid import uuid4
 import pytest
 from openstack.connection import Connection
 
-from aggregates import effects
 from engine.clouds.fences import port_mac
 from engine.clouds.openstack import OpenStackCloud
 from engine.clouds.openstack.config import Networks, Servers, Timing
@@ -91,15 +90,9 @@ async def poor(service: Connection, admin: Connection, through: Doors) -> AsyncI
     identity.delete_project(made.id)
 
 
-def _second_port(instance: Instance) -> Any:
-    return effects.EnsureManagementPort(
-        instance_id=instance.id, name=f"{instance.name}-second", project="tenant", network="lab-net"
-    )
-
-
 @pytest.mark.parametrize(
     "effect",
-    [_second_port, Instance.security_group, Instance.address, Instance.volume, Instance.server],
+    [Instance.management_port, Instance.security_group, Instance.address, Instance.volume, Instance.server],
     ids=["port", "security group", "floating address", "volume", "server"],
 )
 async def test_a_full_quota_is_final(poor: Instance, admin: Connection, effect: Callable[[Instance], Any]) -> None:

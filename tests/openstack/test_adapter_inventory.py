@@ -10,7 +10,7 @@ import pytest
 from openstack.connection import Connection
 
 from aggregates import effects
-from aggregates.resources import Resource, ResourceKind
+from aggregates.resources import Resource, ResourceKind, resource_name
 from engine.clouds.port import FinalError
 from tests.openstack.adapter import Instance, adapter, configured, doors
 from tests.openstack.ledger import holdings, remove
@@ -18,11 +18,11 @@ from tests.openstack.ledger import holdings, remove
 
 @pytest.fixture
 async def instance(service: Connection, admin: Connection, tmp_path: Path) -> AsyncIterator[Instance]:
-    """An instance with server, port and volume; nothing of it is left afterwards."""
+    """An instance with something of each kind; nothing of it is left afterwards."""
     async with doors(service, tmp_path) as through, adapter(configured(service), through) as cloud:
         made = Instance(service, cloud)
         try:
-            await made.build()
+            await made.build_all()
             yield made
         finally:
             remove(admin, str(made.id))
@@ -36,16 +36,20 @@ async def listed(instance: Instance) -> dict[ResourceKind, Resource]:
 
 def gone(instance: Instance, kind: ResourceKind, resource_id: str, name: str | None = None) -> effects.ResourceAbsent:
     return effects.ResourceAbsent(
-        instance_id=instance.id, kind=kind, name=name or instance.name, resource_id=resource_id
+        instance_id=instance.id, kind=kind, name=name or resource_name(instance.id, kind), resource_id=resource_id
     )
 
 
 @pytest.mark.timeout(300)
 async def test_all_of_an_instance_is_listed_and_can_be_removed_by_its_id(instance: Instance) -> None:
     found = await listed(instance)
-    server, port, volume = (found[kind] for kind in ResourceKind)
-    assert [server.id, port.id, volume.id] == [instance.facts[f"{kind}_id"] for kind in ResourceKind]
-    assert {each.name for each in found.values()} == {instance.name}
+    assert {kind: each.id for kind, each in found.items()} == {
+        kind: instance.facts[f"{kind}_id"] for kind in ResourceKind
+    }
+    assert {kind: each.name for kind, each in found.items()} == {
+        kind: resource_name(instance.id, kind) for kind in ResourceKind
+    }
+    server, port, volume = (found[kind] for kind in (ResourceKind.SERVER, ResourceKind.PORT, ResourceKind.VOLUME))
     assert (server.status, server.flavor_id, server.host) == (
         "ACTIVE", instance.flavor("lab.tiny"), instance.facts["host"],
     )  # fmt: skip

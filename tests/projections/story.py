@@ -40,7 +40,7 @@ from engine.mapper import MsgspecMapper
 from engine.recorders import SQLiteEventRecorder
 from engine.store import EventLog
 
-SERVER, PORT, VOLUME = ResourceKind
+SERVER, PORT, VOLUME = ResourceKind.SERVER, ResourceKind.PORT, ResourceKind.VOLUME
 SMALL = Flavor(id="1", name="small", vcpus=1, ram=512)
 LARGE = Flavor(id="2", name="large", vcpus=2, ram=2048)
 CATALOGUE = Catalogue(

@@ -74,9 +74,10 @@ def test_a_second_volume_is_gone_within_the_observers_turn() -> None:
     simulated(1, scenario, shared=True)
 
 
-def test_what_appears_after_a_delete_is_gone_within_the_observers_turn() -> None:
+@pytest.mark.parametrize("call", ["create_security_group", "create_volume"])
+def test_what_appears_after_a_delete_is_gone_within_the_observers_turn(call: str) -> None:
     async def scenario(world: World) -> None:
-        instance_id = await woken_in_the_gap(world, "create_volume", EVERY, "delete_instance")
+        instance_id = await woken_in_the_gap(world, call, EVERY, "delete_instance")
         await asyncio.sleep(TURN)
         assert await held(world) == []
         assert counted(world, instance_id)[-2:] == ["SurplusFound", "SurplusDeleted"]
@@ -85,11 +86,12 @@ def test_what_appears_after_a_delete_is_gone_within_the_observers_turn() -> None
     simulated(2, scenario, shared=True)
 
 
-def test_control_without_an_observer_it_stays() -> None:
+@pytest.mark.parametrize("call", ["create_security_group", "create_volume"])
+def test_control_without_an_observer_it_stays(call: str) -> None:
     async def scenario(world: World) -> None:
-        await woken_in_the_gap(world, "create_volume", 0.0, "delete_instance")
+        await woken_in_the_gap(world, call, 0.0, "delete_instance")
         await asyncio.sleep(TURN)
-        assert await held(world) == ["volumes"]
+        assert await held(world) == [f"{call.removeprefix('create_')}s"]
 
     simulated(2, scenario, shared=True)
 

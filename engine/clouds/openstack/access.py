@@ -48,7 +48,7 @@ class Groups:
         """There is no such group."""
         ids = set(await self._ids(effect.name, effect.instance_id))
         for group_id in sorted(ids | ({effect.security_group_id} if effect.security_group_id else set())):
-            await self._remove(group_id)
+            await self.remove(group_id)
         return {}
 
     async def surplus_absent(self, effect: effects.SurplusAbsent) -> list[str]:
@@ -56,7 +56,7 @@ class Groups:
         ids = await self._ids(effect.security_group_name, effect.instance_id)
         surplus = [each for each in ids if each not in effect.keep]
         for group_id in surplus:
-            await self._remove(group_id)
+            await self.remove(group_id)
         return surplus
 
     async def ensure_rules(self, effect: effects.EnsureAccessRules) -> Facts:
@@ -79,6 +79,15 @@ class Groups:
             await self._remove_rule(rule.id)
         return {}
 
+    async def get(self, group_id: str) -> SecurityGroup | None:
+        """The group, if it is there."""
+        return await self._neutron.present("get_security_group", lambda neutron: neutron.get_security_group(group_id))
+
+    async def remove(self, group_id: str) -> None:
+        """There is no such group any more. Raises `TransientError` while a port has it."""
+        if await self.get(group_id) is not None:
+            await self._neutron.remove("delete_security_group", lambda neutron: neutron.delete_security_group(group_id))
+
     # --- underneath -----------------------------------------------------------------------------------------------
 
     async def _named(self, name: str) -> list[SecurityGroup]:
@@ -96,11 +105,6 @@ class Groups:
             "list_security_group_rules",
             lambda neutron: list(neutron.security_group_rules(security_group_id=group_id, direction="ingress")),
         )
-
-    async def _remove(self, group_id: str) -> None:
-        there = await self._neutron.present("get_security_group", lambda neutron: neutron.get_security_group(group_id))
-        if there is not None:
-            await self._neutron.remove("delete_security_group", lambda neutron: neutron.delete_security_group(group_id))
 
     async def _remove_rule(self, rule_id: str) -> None:
         await self._neutron.remove(
@@ -128,15 +132,24 @@ class Addresses:
         """There is none of the instance's."""
         ids = set(await self._ids(effect.instance_id))
         for address_id in sorted(ids | ({effect.floating_address_id} if effect.floating_address_id else set())):
-            await self._remove(address_id)
+            await self.remove(address_id)
         return {}
 
     async def surplus_absent(self, effect: effects.SurplusAbsent) -> list[str]:
         """The instance's addresses that were not to be kept, and are gone now."""
         surplus = [each for each in await self._ids(effect.instance_id) if each not in effect.keep]
         for address_id in surplus:
-            await self._remove(address_id)
+            await self.remove(address_id)
         return surplus
+
+    async def get(self, address_id: str) -> FloatingIP | None:
+        """The address, if it is there."""
+        return await self._neutron.present("get_ip", lambda neutron: neutron.get_ip(address_id))
+
+    async def remove(self, address_id: str) -> None:
+        """There is no such address any more."""
+        if await self.get(address_id) is not None:
+            await self._neutron.remove("delete_ip", lambda neutron: neutron.delete_ip(address_id))
 
     # --- underneath -----------------------------------------------------------------------------------------------
 
@@ -174,10 +187,6 @@ class Addresses:
     async def _ids(self, instance_id: UUID) -> list[str]:
         mark = marks.description(instance_id)
         return await self._neutron.look("list_ips", lambda neutron: [each.id for each in neutron.ips(description=mark)])
-
-    async def _remove(self, address_id: str) -> None:
-        if await self._neutron.present("get_ip", lambda neutron: neutron.get_ip(address_id)) is not None:
-            await self._neutron.remove("delete_ip", lambda neutron: neutron.delete_ip(address_id))
 
 
 def _normal(cidrs: Iterable[str]) -> list[str]:

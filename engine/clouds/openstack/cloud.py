@@ -15,7 +15,7 @@ from aggregates import effects
 from aggregates.catalogue import Catalogue, Datastore
 from aggregates.effects import CloudEffect
 from aggregates.resources import Resource, ResourceKind
-from engine.clouds.openstack import connection, inventory, marks
+from engine.clouds.openstack import connection, inventory
 from engine.clouds.openstack.access import Addresses, Groups
 from engine.clouds.openstack.actions import Actions
 from engine.clouds.openstack.attachments import Attachments
@@ -33,6 +33,8 @@ from engine.clouds.turns import Turns
 from engine.enrolment import MachineCredentials
 
 Payer = Callable[[Any], Awaitable[Facts]]  # of the effect of its own type
+# How a resource of one kind is looked up by its id, worded, and removed.
+Kind = tuple[Callable[[str], Awaitable[Any]], Callable[[Any], Resource], Callable[[str], Awaitable[None]]]
 
 
 class OpenStackCloud:
@@ -61,6 +63,15 @@ class OpenStackCloud:
         self._offers = Offers(nova, cinder, self._images, config, datastores)
         self._making: Turns[str] = Turns()
         self._payers = self._table()
+        self._kinds: Mapping[ResourceKind, Kind] = {
+            ResourceKind.SERVER: (self._servers.get, inventory.server, self._servers.remove),
+            ResourceKind.FLOATING_ADDRESS: (self._addresses.get, inventory.address, self._addresses.remove),
+            ResourceKind.PORT: (self._ports.get, inventory.port, self._ports.remove),
+            ResourceKind.MANAGEMENT_PORT: (self._ports.get, inventory.port, self._ports.remove),
+            ResourceKind.VOLUME: (self._volumes.get, inventory.volume, self._volumes.remove),
+            ResourceKind.SECURITY_GROUP: (self._groups.get, inventory.security_group, self._groups.remove),
+            ResourceKind.SERVER_GROUP: (self._server_groups.get, inventory.server_group, self._server_groups.remove),
+        }
 
     async def start(self) -> None:
         """Nothing is to be taken up: a cloud that cannot be reached is waited for by whoever asks it."""
@@ -76,7 +87,7 @@ class OpenStackCloud:
         return await self._offers.now()
 
     async def inventory(self) -> Sequence[Resource]:
-        """All that the project has of servers, ports and volumes."""
+        """All that the project has."""
         return await inventory.resources(self._nova, self._neutron, self._cinder)
 
     async def pay(self, effect: CloudEffect, key: str) -> Facts:
@@ -165,32 +176,13 @@ class OpenStackCloud:
 
     async def _resource_absent(self, effect: effects.ResourceAbsent) -> Facts:
         """By its id, if it still bears the name and our mark."""
-        found = await self._marked(effect)
-        if found is None:
-            return {}
-        name, mine = found
-        refuse_stranger(effect, name if mine else None)
-        match effect.kind:
-            case ResourceKind.SERVER:
-                await self._servers.remove(effect.resource_id)
-            case ResourceKind.PORT:
-                await self._ports.remove(effect.resource_id)
-            case ResourceKind.VOLUME:
-                await self._volumes.remove(effect.resource_id)
+        get, worded, remove = self._kinds[effect.kind]
+        there = await get(effect.resource_id)
+        if there is not None:
+            found = worded(there)
+            refuse_stranger(effect, found.name if found.instance_id == effect.instance_id else None)
+            await remove(effect.resource_id)
         return {}
-
-    async def _marked(self, effect: effects.ResourceAbsent) -> tuple[str, bool] | None:
-        """Its name, and whether it is ours; None when it is not there."""
-        match effect.kind:
-            case ResourceKind.SERVER:
-                server = await self._servers.get(effect.resource_id)
-                return None if server is None else (server.name, marks.in_metadata(effect.instance_id, server.metadata))
-            case ResourceKind.PORT:
-                port = await self._ports.get(effect.resource_id)
-                return None if port is None else (port.name, marks.in_description(effect.instance_id, port.description))
-            case ResourceKind.VOLUME:
-                volume = await self._volumes.get(effect.resource_id)
-                return None if volume is None else (volume.name, marks.in_metadata(effect.instance_id, volume.metadata))
 
     async def _surplus_absent(self, effect: effects.SurplusAbsent) -> Facts:
         holders = await self._ports.holders(effect.name, effect.instance_id)

@@ -11,7 +11,7 @@ from openstack.compute.v2.server_group import ServerGroup
 
 from aggregates import effects
 from engine.clouds.openstack.calls import Service
-from engine.clouds.port import Facts
+from engine.clouds.port import Facts, TransientError
 
 
 class ServerGroups:
@@ -43,6 +43,15 @@ class ServerGroups:
         surplus = [each.id for each in await self._named(effect.name) if each.id not in effect.keep]
         return [each for each in surplus if await self._remove(each)]
 
+    async def get(self, group_id: str) -> ServerGroup | None:
+        """The group, if it is there."""
+        return await self._nova.present("get_server_group", lambda nova: nova.get_server_group(group_id))
+
+    async def remove(self, group_id: str) -> None:
+        """There is no such group any more. Raises `TransientError` while servers are in it."""
+        if not await self._remove(group_id):
+            raise TransientError("in_use", f"server group {group_id} has servers in it; delete them first")
+
     async def _named(self, name: str) -> list[ServerGroup]:
         return await self._nova.look(
             "list_server_groups", lambda nova: [each for each in nova.server_groups() if each.name == name]
@@ -50,7 +59,7 @@ class ServerGroups:
 
     async def _remove(self, group_id: str) -> bool:
         """Whether it is gone: one with servers in it stays."""
-        group = await self._nova.present("get_server_group", lambda nova: nova.get_server_group(group_id))
+        group = await self.get(group_id)
         if group is not None and group.member_ids:
             return False
         if group is not None:

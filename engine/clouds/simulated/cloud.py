@@ -87,9 +87,8 @@ class SimulatedCloud:
         return self._offered or await self.catalogue()
 
     async def inventory(self) -> Sequence[Resource]:
-        """All that the cloud holds of servers, ports and volumes, as its lists say."""
-        look = self._calls.look
-        return resources(await look("list_servers"), await look("list_ports"), await look("list_volumes"))
+        """All that the cloud holds, as its lists say."""
+        return await resources(self._calls)
 
     async def contents(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Everything there is, by kind and id, past all faults: for tests."""
@@ -140,16 +139,20 @@ class SimulatedCloud:
         return await self._servers.pay(effect, key)
 
     async def _resource_absent(self, effect: effects.ResourceAbsent, key: str) -> Facts:
-        found = await self._calls.present(f"get_{effect.kind}", effect.resource_id)
+        what = ResourceKind.PORT if effect.kind is ResourceKind.MANAGEMENT_PORT else effect.kind
+        found = await self._calls.present(f"get_{what}", effect.resource_id)
         if found is None:
             return {}
         refuse_stranger(effect, found.name)
-        remove = {
-            ResourceKind.SERVER: self._servers.remove,
-            ResourceKind.PORT: self._networking.remove_port,
-            ResourceKind.VOLUME: self._volumes.remove,
-        }
-        await remove[effect.kind](effect.resource_id, key)
+        match what:
+            case ResourceKind.SERVER:
+                await self._servers.remove(effect.resource_id, key)
+            case ResourceKind.PORT:
+                await self._networking.remove_port(effect.resource_id, key)
+            case ResourceKind.VOLUME:
+                await self._volumes.remove(effect.resource_id, key)
+            case _:
+                await self._calls.remove(key, f"delete_{what}", effect.resource_id)
         return {}
 
     async def _pay_credentials(self, effect: effects.EnsureCredentials | effects.CredentialsAbsent, key: str) -> Facts:

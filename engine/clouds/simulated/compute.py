@@ -36,8 +36,8 @@ class Compute:
 
     # --- server groups --------------------------------------------------------------------------------------------
 
-    def list_server_groups(self, name: str) -> list[ServerGroup]:
-        """The groups of this name, oldest first."""
+    def list_server_groups(self, name: str | None = None) -> list[ServerGroup]:
+        """The groups of this name, or all, oldest first."""
         return self.groups.named(name, self._ground.age)
 
     def get_server_group(self, id: str) -> ServerGroup:  # noqa: A002 - the clouds' own word

@@ -95,8 +95,8 @@ class Network:
 
     # --- security groups ------------------------------------------------------------------------------------------
 
-    def list_security_groups(self, name: str) -> list[SecurityGroup]:
-        """The groups of this name, oldest first."""
+    def list_security_groups(self, name: str | None = None) -> list[SecurityGroup]:
+        """The groups of this name, or all, oldest first."""
         return self.groups.named(name, self._ground.age)
 
     def get_security_group(self, id: str) -> SecurityGroup:  # noqa: A002
@@ -147,7 +147,7 @@ class Network:
     # --- floating addresses ---------------------------------------------------------------------------------------
 
     def list_floating_addresses(self, name: str | None = None, port_id: str | None = None) -> list[FloatingAddress]:
-        """Those of this name, or of this port."""
+        """Those of this name, or of this port, or all."""
         found = self.floating.named(name, self._ground.age)
         return found if port_id is None else [each for each in found if each.port_id == port_id]
 
