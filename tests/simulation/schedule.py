@@ -18,6 +18,7 @@ import msgspec
 
 from aggregates.commands import COMMANDS
 from aggregates.effects import CloudEffect, GuestEffect
+from engine.clock import monotonic
 from engine.clouds.port import FinalError, TransientError
 from engine.clouds.simulated.compute import IMAGES
 from engine.clouds.simulated.faults import FAULTS, Call, Fault
@@ -422,9 +423,9 @@ class Schedule:
         try:
             await world.settled(SETTLES_WITHIN)
             # What was sent at last is there now, and is seen twice and removed; messages that waited for the broker are
-            # on their way meanwhile, too.
-            known = -1
-            while known != world.events.end():
+            # on their way meanwhile, too. Where something never comes to an end, what is broken shows it.
+            known, until = -1, monotonic() + SETTLES_WITHIN
+            while known != world.events.end() and monotonic() < until:
                 known = world.events.end()
                 await asyncio.sleep(LOOKS * OBSERVE_EVERY)
                 await world.settled(SETTLES_WITHIN)
