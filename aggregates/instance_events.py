@@ -109,6 +109,22 @@ class OrphanDisowned(Observed):
         aggregate.surplus = (*aggregate.surplus, self.found)
 
 
+class OrphanAdopted(Observed):
+    """Somebody says that what bears the instance's name is its own from now on; what it had recorded is not there."""
+
+    found: Resource
+    actor: str
+
+    def apply(self, aggregate: Any) -> None:
+        """Record it, and forget in what the lost one differed."""
+        kind = self.found.kind
+        setattr(aggregate, f"{kind}_id", self.found.id)
+        setattr(aggregate, f"{kind}_gone", False)
+        if kind is ResourceKind.SERVER and self.found.host is not None:
+            aggregate.host = self.found.host
+        aggregate.drift = tuple(each for each in aggregate.drift if each.resource is not kind)
+
+
 class SurplusDeleted(Observed):
     """What was found to be surplus is gone."""
 

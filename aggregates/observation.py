@@ -6,7 +6,7 @@ only what two looks in a row agree about is noted. A stranger's resource is neve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 
 import msgspec
@@ -17,6 +17,7 @@ from aggregates.instance_events import (
     NOTHING,
     DriftFound,
     DriftGone,
+    OrphanAdopted,
     OrphanDisowned,
     SurplusDeleted,
     SurplusFound,
@@ -40,6 +41,8 @@ _REMOVED_BY: dict[str, frozenset[ResourceKind]] = {
     ),
 }
 _ORDER = tuple(ResourceKind)
+# Of these an address is recorded, too, which a look does not show.
+_ADDRESSED = frozenset({ResourceKind.PORT, ResourceKind.FLOATING_ADDRESS})
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,12 +126,7 @@ def orphans(instance: Instance, seen: Sequence[Resource]) -> tuple[Resource, ...
 
 def disown(instance: Instance, found: Resource, *, actor: str, at: datetime) -> None:
     """Record that somebody wants the orphan removed; wanted already, it is no second event. Raises `Refusal`."""
-    if instance.operation is not None:
-        raise Refusal(
-            "conflict",
-            f"operation {instance.operation.id} ({instance.operation.command}) is running on instance {instance.id}, "
-            f"and may record {found} as its own; wait until it has ended",
-        )
+    _refuse_while_running(instance, found)
     if _is_own(instance, found):
         raise Refusal(
             "forbidden_state",
@@ -136,6 +134,44 @@ def disown(instance: Instance, found: Resource, *, actor: str, at: datetime) -> 
         )
     if found.id not in {each.id for each in instance.surplus}:
         instance.trigger_event(OrphanDisowned, timestamp=at, found=found, actor=actor)
+
+
+def adopt(instance: Instance, found: Resource, seen: Iterable[Resource], *, actor: str, at: datetime) -> None:
+    """Record that the orphan is the instance's own. Raises `Refusal`, also when what is recorded was seen.
+
+    What is its own already is no second event.
+    """
+    _refuse_while_running(instance, found)
+    if _is_own(instance, found):
+        return
+    why_not = _not_to_be_adopted(instance, found, {each.id for each in seen})
+    if why_not is not None:
+        raise Refusal("forbidden_state", f"{found} cannot be instance {instance.id}'s own: {why_not}")
+    instance.trigger_event(OrphanAdopted, timestamp=at, found=found, actor=actor)
+
+
+def _not_to_be_adopted(instance: Instance, found: Resource, seen: Collection[str]) -> str | None:
+    own, name = instance.held(found.kind), resource_name(instance.id, found.kind)
+    if instance.state in NOTHING:
+        return f"it is {instance.status} and has nothing; remove the orphan"
+    if found.kind in _ADDRESSED:
+        return f"at which address it is reached would not be known; remove the {found.kind.spoken}"
+    if found.name != name:
+        return f"it is named {found.name}; name it {name}, by which it would be found and removed"
+    if own in seen:
+        return f"{found.kind.spoken} {own} is, and is there; remove one of the two"
+    if found.id in {each.id for each in instance.surplus}:
+        return "it is being removed"
+    return None
+
+
+def _refuse_while_running(instance: Instance, found: Resource) -> None:
+    if instance.operation is not None:
+        raise Refusal(
+            "conflict",
+            f"operation {instance.operation.id} ({instance.operation.command}) is running on instance {instance.id}, "
+            f"and may record {found} as its own; wait until it has ended",
+        )
 
 
 def _is_own(instance: Instance, found: Resource) -> bool:

@@ -1,4 +1,4 @@
-"""What the worker answers about orphans: `orphans.list` shows them, `orphans.delete` has one removed.
+"""What the worker answers about orphans: `list` shows them, `delete` has one removed, `adopt` recorded as own.
 
 An orphan bears our name or mark and is no instance's own, and the observer leaves it alone: its instance is not in this
 log, or it may be all that is left, or somebody had it left there. Only the worker that owns the instance's range
@@ -67,13 +67,21 @@ class OrphansReply(msgspec.Struct, frozen=True, kw_only=True):
     items: list[Orphan]
 
 
-class DeleteOrphanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The request of `orphans.delete`: one of those listed, and who wants it gone."""
+class ChosenOrphan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of those listed, and who has chosen it."""
 
     kind: ResourceKind
     id: str
     instance_id: UUID
     actor: str
+
+
+class DeleteOrphanRequest(ChosenOrphan, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The request of `orphans.delete`."""
+
+
+class AdoptOrphanRequest(ChosenOrphan, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The request of `orphans.adopt`."""
 
 
 class DeleteOrphanReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,8 +90,14 @@ class DeleteOrphanReply(msgspec.Struct, frozen=True, kw_only=True):
     deleted: str
 
 
+class AdoptOrphanReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of `orphans.adopt`: it is the instance's own. Asked again, the answer is the same."""
+
+    adopted: str
+
+
 class Orphans:
-    """Serves both for all projects."""
+    """Serves them for all projects."""
 
     def __init__(
         self,
@@ -113,6 +127,7 @@ class Orphans:
             ),
             # Heard by all: whoever owns the instance's range answers.
             await self._client.subscribe(query_subject("*", "orphans", "delete"), cb=self._answering(self._delete)),
+            await self._client.subscribe(query_subject("*", "orphans", "adopt"), cb=self._answering(self._adopt)),
         ]
         try:
             await asyncio.Event().wait()
@@ -172,7 +187,7 @@ class Orphans:
         if not self._ownership.serves(ours):
             return None  # its owner answers
         permit.set(self._ownership.permit(ours))
-        found = await self._listed(project, wanted)
+        found, _ = await self._listed(project, wanted)
         on_record = await self._put_on_record(found, wanted)
         async with asyncio.timeout(WITHIN):
             await self._pay(
@@ -186,14 +201,28 @@ class Orphans:
         log.info("orphan_deleted", instance_id=str(wanted.instance_id), resource=str(found), actor=wanted.actor)
         return DeleteOrphanReply(deleted=found.id)
 
-    async def _listed(self, project: str, wanted: DeleteOrphanRequest) -> Resource:
-        """It, as the cloud shows it now. Raises `Refusal`."""
-        for each in await self._cloud.inventory():
-            if (each.kind, each.id, each.instance_id) == (wanted.kind, wanted.id, wanted.instance_id):
+    async def _adopt(self, project: str, body: bytes) -> AdoptOrphanReply | None:
+        wanted = msgspec.json.decode(body, type=AdoptOrphanRequest)
+        if not self._ownership.serves(range_of_aggregate(wanted.instance_id)):
+            return None  # its owner answers
+        found, seen = await self._listed(project, wanted)
+        async with self._hot.turn(wanted.instance_id) as turn:
+            if turn.aggregate is None:
+                raise Refusal("not_found", f"nobody can adopt {found}: its instance is not in this log")
+            observation.adopt(turn.aggregate, found, seen, actor=wanted.actor, at=self._now())
+            await self._hot.commit(turn)
+        log.info("orphan_adopted", instance_id=str(wanted.instance_id), resource=str(found), actor=wanted.actor)
+        return AdoptOrphanReply(adopted=found.id)
+
+    async def _listed(self, project: str, wanted: ChosenOrphan) -> tuple[Resource, list[Resource]]:
+        """It, and all of its instance's, as the cloud shows it now. Raises `Refusal`."""
+        seen = [each for each in await self._cloud.inventory() if each.instance_id == wanted.instance_id]
+        for each in seen:
+            if (each.kind, each.id) == (wanted.kind, wanted.id):
                 instance = await self._store.load(wanted.instance_id)
                 whose = each.project if instance is None else instance.project
                 if project in (EVERY_PROJECT, whose):
-                    return each
+                    return each, seen
         raise Refusal(
             "not_found",
             f"project {project} has no orphan {wanted.kind} {wanted.id} of instance {wanted.instance_id}; it may be "

@@ -20,10 +20,12 @@ from aggregates.instance_events import (
     DriftGone,
     InstanceRequested,
     Observed,
+    OrphanAdopted,
     PortDeleted,
     ServerDeleted,
     VolumeDeleted,
 )
+from aggregates.resources import Resource, ResourceKind
 from projections.answers import DriftAnswer, Error, InstanceAnswer
 from projections.base import Model, StoredEvent, as_json, stamp
 from projections.listing import Listing, found
@@ -203,7 +205,19 @@ def _observed(rows: Rows, stored: StoredEvent) -> None:
             told = msgspec.structs.asdict(event.drift)
             drift.append(DriftAnswer(**told, says=str(event.drift), since=event.timestamp))
         change["drift"] = as_json(drift)
+    if isinstance(event, OrphanAdopted):
+        change.update(_adopted(rows.get("instances", key)["drift"], event.found))
     rows.update("instances", key, change)
+
+
+def _adopted(drift: str, found: Resource) -> dict[str, Any]:
+    known = [each for each in msgspec.json.decode(drift, type=list[DriftAnswer]) if each.resource != found.kind]
+    change: dict[str, Any] = {"drift": as_json(known)}
+    if f"{found.kind}_id" in _FACTS:
+        change[f"{found.kind}_id"] = found.id
+    if found.kind is ResourceKind.SERVER and found.host is not None:
+        change["host"] = found.host
+    return change
 
 
 def _because(intervention: Intervention) -> dict[str, Any]:

@@ -121,6 +121,7 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
         f"The cloud holds the {e.found}, which bears the instance's name and is none of its own: it is to be removed."
     ),
     "instance.OrphanDisowned": lambda e: f"{e.actor} asked to remove the orphan {e.found}.",
+    "instance.OrphanAdopted": lambda e: f"{e.actor} had the orphan {e.found} recorded as the instance's own.",
     "instance.SurplusDeleted": lambda e: f"The surplus {e.removed} is gone.",
     "instance.DriftFound": lambda e: f"Somebody has changed what the cloud holds: the {e.drift}.",
     "instance.DriftGone": lambda e: f"It is over that the {e.drift}.",

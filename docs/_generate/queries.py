@@ -10,7 +10,14 @@ import msgspec
 
 from aggregates.catalogue import Catalogue
 from engine.endpoints import PlanReply, PlanRequest, SecretReply, SecretRequest, WorkersReply
-from engine.orphans import DeleteOrphanReply, DeleteOrphanRequest, OrphansReply, OrphansRequest
+from engine.orphans import (
+    AdoptOrphanReply,
+    AdoptOrphanRequest,
+    DeleteOrphanReply,
+    DeleteOrphanRequest,
+    OrphansReply,
+    OrphansRequest,
+)
 from projections.answers import HeartbeatAnswer, ListAnswer, TroublesAnswer, WatchAnswer
 from projections.listing import ListRequest
 from projections.questions import QUESTIONS, GetInstance, GetNumbers, WatchRequest
@@ -78,6 +85,13 @@ WORKER = (
         request=DeleteOrphanRequest,
         reply=DeleteOrphanReply,
         says="Has one of them removed, by the worker that owns its instance's range, and answers when it is gone.",
+    ),
+    Query(
+        model="orphans",
+        verb="adopt",
+        request=AdoptOrphanRequest,
+        reply=AdoptOrphanReply,
+        says="Has one of them recorded as its instance's own, where what was recorded is not there any more.",
     ),
 )
 

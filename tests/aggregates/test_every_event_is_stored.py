@@ -12,7 +12,7 @@ from aggregates.commands import ReleaseBackup, ReleaseQuota, ReserveBackup, Rese
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
-from aggregates.observation import Look, disown, drift, note, note_removed, note_surplus
+from aggregates.observation import Look, adopt, disown, drift, note, note_removed, note_surplus
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from aggregates.resources import Resource, ResourceKind
@@ -72,6 +72,13 @@ def observed() -> Instance:
     note(instance, missing, missing, at=NOON)
     fine = Look(entered=instance.entered)
     note(instance, fine, fine, at=NOON)
+    adopt(
+        instance,
+        Resource(kind=ResourceKind.VOLUME, id="volume-3", name=instance.resource_name),
+        [],
+        actor="bob",
+        at=NOON,
+    )
     return instance
 
 

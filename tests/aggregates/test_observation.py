@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -9,7 +10,7 @@ import pytest
 
 from aggregates.base import Refusal
 from aggregates.instance import Instance
-from aggregates.observation import disown, drift, look, note, note_removed, note_surplus, orphans, surplus
+from aggregates.observation import adopt, disown, drift, look, note, note_removed, note_surplus, orphans, surplus
 from aggregates.resources import Resource, ResourceKind, instance_named, resource_name
 from tests.support.given import (
     EXAMPLES,
@@ -298,3 +299,54 @@ def test_what_somebody_had_left_there_is_an_orphan_and_is_disowned_once() -> Non
         disown(instance, volume, actor="bob", at=NOON)
     assert [each.id for each in instance.surplus] == ["volume-1"]
     assert orphans(instance, [volume]) == ()
+
+
+def test_what_is_left_of_what_was_lost_is_adopted_once_and_drift_of_it_is_over() -> None:
+    instance = whole()
+    lost = [each for each in own(instance) if each.kind is not VOLUME]
+    looked(instance, lost, lost)
+    assert told(instance) == ["volume volume-1 is not there"]
+    other = seen(instance, VOLUME, "volume-9", size=1, server_id="server-1")
+    for _ in range(2):
+        adopt(instance, other, [*lost, other], actor="bob", at=NOON)
+    assert (instance.volume_id, told(instance)) == ("volume-9", [])
+    assert (surplus(instance, [*lost, other]), orphans(instance, [*lost, other])) == ((), ())
+    assert drift(instance, [*lost, other]) == ()
+    instance.execute(EXAMPLES["delete_instance"], context())
+    settle(instance)
+    assert [each.id for each in surplus(instance, [other])] == ["volume-9"]
+
+
+def test_an_adopted_server_is_where_it_is() -> None:
+    instance = whole()
+    adopt(instance, seen(instance, SERVER, "server-9", host="host-9"), [], actor="bob", at=NOON)
+    assert (instance.server_id, instance.host) == ("server-9", "host-9")
+
+
+NOT_ADOPTED: dict[str, tuple[Callable[[Instance], Resource], str]] = {
+    "a second one": (lambda i: seen(i, VOLUME, "volume-9"), "volume volume-1 is, and is there"),
+    "of another name": (lambda i: seen(i, VOLUME, "volume-9", name="backup"), "it is named backup; name it holdfast-"),
+    "with an address": (lambda i: seen(i, PORT, "port-9"), "at which address"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_ADOPTED)
+def test_what_cannot_be_its_own_is_not_adopted(what: str) -> None:
+    instance = whole()
+    makes, why = NOT_ADOPTED[what]
+    with pytest.raises(Refusal, match=why) as raised:
+        adopt(instance, makes(instance), own(instance), actor="bob", at=NOON)
+    assert raised.value.code == "forbidden_state"
+    assert instance.version == whole().version
+
+
+def test_nothing_is_adopted_by_what_has_nothing_or_changes_or_while_it_is_removed() -> None:
+    for instance, code in ((deleted(), "forbidden_state"), (started("restart"), "conflict")):
+        with pytest.raises(Refusal) as raised:
+            adopt(instance, seen(instance, VOLUME, "volume-9"), [], actor="bob", at=NOON)
+        assert raised.value.code == code
+    instance = whole()
+    other = seen(instance, VOLUME, "volume-9")
+    disown(instance, other, actor="bob", at=NOON)
+    with pytest.raises(Refusal, match="being removed"):
+        adopt(instance, other, [other], actor="bob", at=NOON)

@@ -33,12 +33,13 @@ async def installation(responder: Responder) -> None:
     await responder._client.subscribe(query_subject(EVERY_PROJECT, "*", "*"), cb=responder._query)
     responder.answers["orphans", "list"] = lambda _: {"items": [orphan("volume", size=1), orphan("server")]}
     responder.answers["orphans", "delete"] = lambda q: {"deleted": q["id"]}
+    responder.answers["orphans", "adopt"] = lambda q: {"adopted": q["id"]}
     responder.answers["troubles", "get"] = lambda _: {"drifted": [DRIFTED]}
 
 
-def asked(responder: Responder) -> list[str]:
+def asked(responder: Responder, verb: str = "delete") -> list[str]:
     """What was to be removed, in order."""
-    return [question["id"] for name, question in responder.questions if name == "orphans.delete"]
+    return [question["id"] for name, question in responder.questions if name == f"orphans.{verb}"]
 
 
 async def test_orphans_and_drift_are_shown_and_nothing_is_removed(program: Program, responder: Responder) -> None:
@@ -89,3 +90,19 @@ async def test_where_there_is_nothing_it_says_so_and_asks_for_nothing(program: P
     responder.answers["troubles", "get"] = lambda _: {"drifted": []}
     ended = await program("orphans", "--delete")
     assert (ended.code, asked(responder)) == (Exit.OK, [])
+
+
+async def test_what_is_agreed_to_is_adopted(program: Program, responder: Responder) -> None:
+    ended = await program("orphans", "--adopt", "--id", "volume-9", stdin="y\n")
+    assert ended.code == Exit.OK
+    assert "Record these 1" in ended.err
+    assert (asked(responder, "adopt"), asked(responder)) == (["volume-9"], [])
+    assert "volume volume-9 is its instance's own" in ended.out
+
+
+async def test_only_what_is_listed_can_be_chosen_and_for_one_thing(program: Program, responder: Responder) -> None:
+    ended = await program("orphans", "--delete", "--yes", "--id", "volume-8")
+    assert (ended.code, asked(responder)) == (Exit.USAGE, [])
+    assert "volume-8 is no orphan" in ended.err
+    ended = await program("orphans", "--delete", "--adopt", "--yes")
+    assert (ended.code, asked(responder), asked(responder, "adopt")) == (Exit.USAGE, [], [])

@@ -50,6 +50,11 @@ async def removed(publisher: Publisher, volume_id: str, instance_id: UUID, proje
     return await ask(publisher, "delete", project, **wanted)
 
 
+async def adopted(publisher: Publisher, volume_id: str, instance_id: UUID, project: str = EVERY_PROJECT) -> Any:
+    wanted = {"kind": "volume", "id": volume_id, "instance_id": str(instance_id), "actor": "bob"}
+    return await ask(publisher, "adopt", project, **wanted)
+
+
 async def robbed(engine: Engine, publisher: Publisher) -> tuple[UUID, str]:
     """An instance whose server and volume were deleted by hand, and a volume of its name that is none of its own."""
     instance_id = uuid4()
@@ -128,8 +133,39 @@ async def test_a_removal_that_is_broken_off_is_finished_by_the_observer(engine: 
     assert await engine.held() == ["ports"]
 
 
+async def test_the_only_one_left_becomes_the_instances_own_on_somebodys_word(
+    engine: Engine, publisher: Publisher
+) -> None:
+    instance_id, volume_id = await robbed(engine, publisher)
+    assert (await adopted(publisher, volume_id, instance_id, "green"))["code"] == "not_found"
+    for _ in range(2):
+        assert await adopted(publisher, volume_id, instance_id, "acme") == {"adopted": volume_id}
+    assert (await told(engine, instance_id)).count("OrphanAdopted") == 1
+    assert (await engine.instance(instance_id)).volume_id == volume_id
+    assert await listed(publisher) == []
+    assert (await publisher.send("delete_instance", instance_id))["accepted"]
+    assert (await engine.settled(instance_id)).state == "DELETED"
+    assert await engine.held() == []
+
+
+async def test_nobody_adopts_what_is_of_no_instance_or_comes_beside_what_is_there(
+    engine: Engine, publisher: Publisher
+) -> None:
+    nobody = uuid4()
+    refused = await adopted(publisher, await volume(engine, resource_name(nobody)), nobody)
+    assert (refused["code"], "not in this log" in refused["message"]) == ("not_found", True)
+    instance_id = uuid4()
+    assert (await publisher.send("create_instance", instance_id, CREATE))["accepted"]
+    own = (await engine.settled(instance_id)).volume_id
+    second = await volume(engine, resource_name(instance_id))
+    refused = await adopted(publisher, second, instance_id)
+    assert (refused["code"], f"volume {own} is, and is there" in refused["message"]) == ("forbidden_state", True)
+    assert (await engine.instance(instance_id)).volume_id == own
+
+
 @pytest.mark.parametrize("wanted", [{}, {"kind": "planet", "id": "x", "instance_id": str(uuid4()), "actor": "bob"}])
 async def test_what_is_no_request_is_told_what_is_wrong(
     engine: Engine, publisher: Publisher, wanted: dict[str, str]
 ) -> None:
-    assert (await ask(publisher, "delete", **wanted))["code"] == "invalid_argument"
+    for verb in ("delete", "adopt"):
+        assert (await ask(publisher, verb, **wanted))["code"] == "invalid_argument"

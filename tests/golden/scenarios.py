@@ -31,7 +31,7 @@ from aggregates.effects import Access, Database, User
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
-from aggregates.observation import Look, disown, note, note_removed, note_surplus
+from aggregates.observation import Look, adopt, disown, note, note_removed, note_surplus
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from aggregates.resources import Drift, DriftKind, Resource, ResourceKind
@@ -424,6 +424,22 @@ def _disowned() -> Sequence[Any]:
     return teller.events()
 
 
+def _adopted() -> Sequence[Any]:
+    """Another volume of the name takes the place of one that was lost, because somebody says so."""
+    teller = Teller("create_instance")
+    teller.settle()
+    lost = Drift(resource=ResourceKind.VOLUME, id="volume-1", what=DriftKind.GONE)
+    teller.see(
+        lambda instance, seen, at: note(instance, seen, seen, at=at),
+        Look(entered=teller.instance.entered, drift=(lost,)),
+    )
+    other = Resource(kind=ResourceKind.VOLUME, id="volume-2", name=teller.instance.resource_name, status="available")
+    teller.see(lambda instance, seen, at: adopt(instance, seen, [seen], actor="bob", at=at), other)
+    teller.command(DeleteInstance())
+    teller.settle()
+    return teller.events()
+
+
 def _long_life() -> Sequence[Any]:
     teller = Teller("create_instance")
     teller.settle()
@@ -499,6 +515,7 @@ OTHERS: dict[str, Callable[[], Sequence[Any]]] = {
     "instance-observed": _observed,
     "instance-drifted": _drifted,
     "instance-disowned": _disowned,
+    "instance-adopted": _adopted,
     "health": _health,
     "quota": _quota,
     "quota-set": _quota_set,

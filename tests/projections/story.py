@@ -31,7 +31,7 @@ from aggregates.commands import (
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
-from aggregates.observation import look, note, note_removed, note_surplus
+from aggregates.observation import adopt, look, note, note_removed, note_surplus
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from aggregates.resources import Resource, ResourceKind
@@ -40,7 +40,7 @@ from engine.mapper import MsgspecMapper
 from engine.recorders import SQLiteEventRecorder
 from engine.store import EventLog
 
-SERVER, PORT, VOLUME = ResourceKind.SERVER, ResourceKind.PORT, ResourceKind.VOLUME
+VOLUME = ResourceKind.VOLUME
 SMALL = Flavor(id="1", name="small", vcpus=1, ram=512)
 LARGE = Flavor(id="2", name="large", vcpus=2, ram=2048)
 CATALOGUE = Catalogue(
@@ -250,14 +250,14 @@ class Story:
         """The cloud shows the volume with this size, or with the recorded one, in two looks in a row."""
         instance = self.instances[instance_id]
         size = instance.volume_size if volume_size is None else volume_size
+        told: dict[ResourceKind, dict[str, Any]] = {
+            ResourceKind.SERVER: {"status": instance.state},
+            VOLUME: {"size": size, "server_id": instance.server_id},
+        }
         shown = [
-            Resource(kind=SERVER, id=str(instance.server_id), name=instance.resource_name, status=instance.state),
-            Resource(kind=PORT, id=str(instance.port_id), name=instance.resource_name),
-            Resource(
-                kind=VOLUME, id=str(instance.volume_id), name=instance.resource_name, size=size,
-                server_id=instance.server_id,
-            ),
-        ]  # fmt: skip
+            Resource(kind=kind, id=str(instance.recorded(kind)), name=instance.resource_name, **told.get(kind, {}))
+            for kind in ResourceKind
+        ]
         now = look(instance, shown)
         if now is not None:
             note(instance, now, now, at=self.tick())
@@ -270,6 +270,14 @@ class Story:
         note_surplus(instance, found, at=self.tick())
         note_removed(instance, found, at=self.tick())
         self.append(*instance.collect_events())
+
+    def adopt(self, instance_id: UUID) -> UUID:
+        """A volume of its name is its own from now on; the volume's id."""
+        instance, volume_id = self.instances[instance_id], self.uuid()
+        found = Resource(kind=VOLUME, id=str(volume_id), name=instance.resource_name)
+        adopt(instance, found, [found], actor="bob", at=self.tick())
+        self.append(*instance.collect_events())
+        return volume_id
 
     def reserve(self, project: str, instance_id: UUID) -> UUID:
         """The project's quota holds something for the instance; the command's id."""

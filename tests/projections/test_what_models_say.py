@@ -431,6 +431,18 @@ def test_what_was_seen_in_the_cloud_is_nobodys_doing_and_the_instance_shows_it_u
     assert after.drift == ()
 
 
+def test_what_was_adopted_is_shown_as_held_and_with_whose_word(story: Story, seen: Seen) -> None:
+    instance_id = story.create()
+    story.settle(instance_id)
+    story.drift(instance_id, volume_size=7)
+    volume_id = story.adopt(instance_id)
+    instance = instances.get(seen(), "blue", str(instance_id))
+    assert instance is not None
+    assert (instance.volume_id, instance.drift) == (str(volume_id), ())
+    page = history.LISTING.page(seen(), "blue", ListRequest(filter={"instance_id": str(instance_id)}))
+    assert "bob had the orphan volume" in page.items[-1].sentence
+
+
 def test_a_deleted_instance_shows_no_drift_and_is_not_undeleted_by_what_is_seen_of_it(story: Story, seen: Seen) -> None:
     instance_id = story.create()
     story.settle(instance_id)
