@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from aggregates.base import Refusal
 from aggregates.catalogue import Catalogue, Datastore, Flavor
-from aggregates.commands import CreateInstance
+from aggregates.commands import CreateInstance, UpdateAccess
+from aggregates.effects import Access
 
 # Arguments of create_instance that a cloud may or may not carry out: set, they need the catalogue's word for it.
 OPTIONAL = (
     "image_id", "packages", "backup_id", "nics", "slave_of_id", "cluster_config", "modules", "locality", "access",
 )  # fmt: skip
+# What asks for nothing: the predecessor's callers set what they do not want to "", [] or {}.
+NOTHING: tuple[Any, ...] = (None, "", (), [], {}, Access())
+MOST_NETWORKS = 64  # a rule each; clouds allow a group some hundred
 # What all three databases take unquoted in any position, and no more than PostgreSQL's 63 bytes.
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 # Databases that are there already, in one datastore or another.
@@ -28,9 +34,10 @@ RESERVED_USERS = frozenset({"root", "postgres", "holdfast", "default", "mysql", 
 def check_create(command: CreateInstance, catalogue: Catalogue) -> dict[str, Any]:
     """The facts of an acceptable create_instance. Raises `Refusal`."""
     for name in OPTIONAL:
-        # The predecessor's callers set what they do not want to "", [] or {}.
-        if getattr(command, name) not in (None, "", [], {}) and name not in catalogue.honours:
-            raise Refusal("unsupported", f"this cloud does not support the argument {name}; leave it out")
+        if getattr(command, name) not in NOTHING:
+            check_honoured(name, catalogue)
+    if len(command.nics) > 1:
+        raise Refusal("unsupported", "an instance lies on one tenant's network; name one in nics")
     flavor = check_flavor(command.flavor, catalogue)
     datastore, version = check_datastore(command, catalogue)
     if command.volume_size > catalogue.max_volume_size:
@@ -51,7 +58,56 @@ def check_create(command: CreateInstance, catalogue: Catalogue) -> dict[str, Any
         "overrides": check_overrides(command, datastore),
         "availability_zone": command.availability_zone,
         "keep_on_failure": command.keep_on_failure,
+        "image_id": command.image_id or None,
+        "nics": tuple(command.nics),
+        "management_network": catalogue.management_network,
+        "locality": command.locality or None,
+        "access": _checked(command.access or Access()) if "access" in catalogue.honours else None,
+        "datastore_port": datastore.port,
     }
+
+
+def check_honoured(argument: str, catalogue: Catalogue) -> None:
+    """Raises `Refusal` for an argument that this cloud does not carry out."""
+    if argument not in catalogue.honours:
+        raise Refusal("unsupported", f"this cloud does not support the argument {argument}; leave it out")
+
+
+def check_update(command: UpdateAccess, present: Access | None, catalogue: Catalogue) -> Access:
+    """The access that the instance is to have. Raises `Refusal`."""
+    if "access" not in catalogue.honours:
+        raise Refusal("unsupported", "this cloud guards nobody's access: there is nothing to update")
+    if command.public is None and command.allowed_cidrs is None:
+        raise Refusal("invalid_argument", "say what shall change: public, allowed_cidrs or both")
+    known = present or Access()
+    public = known.public if command.public is None else command.public
+    cidrs = known.allowed_cidrs if command.allowed_cidrs is None else command.allowed_cidrs
+    return _checked(Access(public=public, allowed_cidrs=cidrs))
+
+
+def same(one: Access, other: Access) -> bool:
+    """Whether they let in the same, in whatever order they say so."""
+    return (one.public, set(one.allowed_cidrs)) == (other.public, set(other.allowed_cidrs))
+
+
+def _checked(access: Access) -> Access:
+    return Access(public=access.public, allowed_cidrs=tuple(dict.fromkeys(_networks(access.allowed_cidrs))))
+
+
+def _networks(cidrs: tuple[str, ...]) -> Iterable[str]:
+    if len(cidrs) > MOST_NETWORKS:
+        raise Refusal("invalid_argument", f"allowed_cidrs may be {MOST_NETWORKS} at most, not {len(cidrs)}")
+    for cidr in cidrs:
+        try:
+            network = ipaddress.ip_network(cidr, strict=False)
+        except ValueError:
+            raise Refusal(
+                "invalid_argument", f"allowed_cidrs: {cidr[:80]!r} is no network; write one as 192.0.2.0/24"
+            ) from None
+        if "/" in cidr and ipaddress.ip_interface(cidr).ip != network.network_address:
+            # To widen it to what it may have been meant for would let in whom nobody named.
+            raise Refusal("invalid_argument", f"allowed_cidrs: {cidr} names a host; write {network} for its network")
+        yield str(network)
 
 
 def check_flavor(wanted: str, catalogue: Catalogue) -> Flavor:

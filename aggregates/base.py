@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
@@ -375,11 +376,17 @@ class Lifecycled(LibraryAggregate):
         if missing := sorted(declared.keys() - facts.keys()):
             raise WrongFactsError(f"{event.__name__} records {', '.join(missing)} as well")
         facts = _checked(event.__name__, facts, declared)
-        state = decide(self.chart, self.state, transition, subject=self, **facts)
+        state = decide(self.chart, self.state, transition, subject=self._knowing(facts), **facts)
         operation: Operation | None = facts.get("operation", self.operation)
         if operation is None:
             raise Refusal("forbidden_state", f"{transition} belongs to no operation")
         self.trigger_event(event, timestamp=at, state=state, operation_id=operation.id, **facts)
+
+    def _knowing(self: A, facts: Mapping[str, Any]) -> A:
+        """The aggregate as it is once it knows these facts, for the guards; only to be looked at."""
+        known = copy(self)
+        vars(known).update(facts)
+        return known
 
     def can(self, transition: str) -> bool:
         """Whether the chart declares the transition from this state."""
@@ -427,7 +434,8 @@ class Lifecycled(LibraryAggregate):
         """Take the transition that begins an operation; refuse it as a conflict while another one runs."""
         if not self.can(transition):
             raise self.refusal(command, transition)
-        plan = path(type(self), decide(self.chart, self.state, transition, subject=self, **facts), self)
+        known = self._knowing(facts)
+        plan = path(type(self), decide(self.chart, self.state, transition, subject=known, **facts), known)
         operation = Operation(
             id=context.command_id,
             command=command,
@@ -486,7 +494,7 @@ _transitions: dict[type[StateChart[Any]], dict[str, dict[str, tuple[str, ...]]]]
 
 
 def decide(chart: type[StateChart[Any]], state: str, transition: str, *, subject: Any, **facts: Any) -> str:
-    """The leaf state that the transition leads to, or `Refusal`. Guards see `subject` and the facts."""
+    """The leaf state that the transition leads to, or `Refusal`. Guards see `subject`, which knows the facts."""
     facts["subject"] = subject
     entered = choose(chart, state, transition, facts)
     if entered is None:

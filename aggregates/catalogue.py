@@ -18,9 +18,12 @@ class Flavor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Datastore(msgspec.Struct, frozen=True, kw_only=True):
-    """A database software: its versions, the parameters a tenant may set, what its instances can hold."""
+    """A database software: its versions, the TCP port it is reached at, the parameters a tenant may set, what its
+    instances can hold.
+    """
 
     manager: str
+    port: int
     versions: tuple[str, ...]
     parameters: frozenset[str]
     has_databases: bool = True
@@ -28,18 +31,22 @@ class Datastore(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quota(msgspec.Struct, frozen=True, kw_only=True):
-    """What a project may hold at once; -1 is without limit. `ram` in MiB, `volumes` in GiB."""
+    """What a project may hold at once; -1 is without limit. `ram` in MiB, `volumes` in GiB, `backups` by number."""
 
     instances: int = -1
     ram: int = -1
     volumes: int = -1
+    backups: int = -1
 
 
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
     """What the cloud behind the engine offers.
 
     `honours` names the optional arguments of create_instance that this cloud carries out; any other one that
-    a command sets is refused `unsupported`.
+    a command sets is refused `unsupported`, and so is a command about what it names. Where it names `access`, every
+    instance gets a security group. `extended_offline`: the types of volumes that cannot be extended while a server
+    has them, None for those made without a type. `management_network`: where guest agents are reached, if not by the
+    tenant's network.
     """
 
     flavors: tuple[Flavor, ...]
@@ -48,6 +55,8 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
     volume_types: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     honours: frozenset[str] = frozenset()
+    extended_offline: frozenset[str | None] = frozenset()
+    management_network: str | None = None
     max_volume_size: int = 1024
     quota: Quota = Quota()
 

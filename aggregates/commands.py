@@ -9,16 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
-from aggregates.effects import Database, User
+from aggregates.effects import Access, Database, User
 
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Word = Annotated[str, Meta(min_length=1, max_length=255)]
+Limit = Annotated[int, Meta(ge=-1)] | None | UnsetType
 Size = Annotated[int, Meta(ge=1, le=65536)]
 
 
@@ -39,18 +40,21 @@ class InstanceCommand(Command, frozen=True, kw_only=True):
     """A command to an instance. Each class has an `example`: arguments that are good for an instance made by the
     example of create_instance, on any cloud with the flavors `small` and `large`.
 
-    Whoever goes through all commands takes it from there, so that a command added later is in it by itself.
+    Whoever goes through all commands takes it from there, so that a command added later is in it by itself. `variants`
+    are further arguments, which lead another way through the chart and are good for the simulated cloud.
     """
 
     kind: ClassVar[str] = "instance"
     example: ClassVar[Mapping[str, Any]]
+    variants: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
 
 class CreateInstance(InstanceCommand, frozen=True, kw_only=True):
     """Make an instance. Arguments after `keep_on_failure` are honoured only where the cloud's catalogue says so.
 
     `flavor` is an id or name; `volume_size` GiB; `overrides` datastore parameters; passwords are references that
-    the query `secrets.put` gives.
+    the query `secrets.put` gives. `nics` names the tenant's network, at most one; `locality` whether later replicas
+    lie on the same host or never do.
     """
 
     limit: ClassVar[timedelta] = timedelta(minutes=60)
@@ -61,6 +65,16 @@ class CreateInstance(InstanceCommand, frozen=True, kw_only=True):
         "datastore": "postgresql",
         "volume_size": 1,
     }
+    variants: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {
+            **example,
+            "volume_type": "remote",
+            "image_id": "image-1",
+            "nics": ["tenant-2"],
+            "locality": "anti-affinity",
+            "access": {"public": True, "allowed_cidrs": ["192.0.2.0/24"]},
+        },
+    )
 
     name: Name
     flavor: Word
@@ -77,12 +91,12 @@ class CreateInstance(InstanceCommand, frozen=True, kw_only=True):
     image_id: str | None = None
     packages: Any = None
     backup_id: UUID | None = None
-    nics: Any = None
+    nics: tuple[Word, ...] = ()
     slave_of_id: Any = None
     cluster_config: Any = None
     modules: Any = None
-    locality: Any = None
-    access: Any = None
+    locality: Literal["affinity", "anti-affinity", ""] | None = None
+    access: Access | None = None
 
 
 class DeleteInstance(InstanceCommand, frozen=True, kw_only=True):
@@ -128,6 +142,30 @@ class Migrate(InstanceCommand, frozen=True, kw_only=True):
     example: ClassVar[Mapping[str, Any]] = {}
 
     host: Word | None = None
+
+
+class Rebuild(InstanceCommand, frozen=True, kw_only=True):
+    """Make the server anew from an image; databases, users and data stay.
+
+    Without `image_id` it is the image that the instance was made from. `image_id` is taken only where the cloud
+    honours it. A database that is in ERROR is not asked to stop: its guest may be what is broken.
+    """
+
+    example: ClassVar[Mapping[str, Any]] = {}
+
+    image_id: Word | None = None
+
+
+class UpdateAccess(InstanceCommand, frozen=True, kw_only=True):
+    """Change who can reach the database; taken only where the cloud honours `access`. What is left out stays.
+
+    `public`: by a floating address. `allowed_cidrs`: the networks that are let in, all of them.
+    """
+
+    example: ClassVar[Mapping[str, Any]] = {"public": True, "allowed_cidrs": ["10.0.0.0/8"]}
+
+    public: bool | None = None
+    allowed_cidrs: tuple[Word, ...] | None = None
 
 
 class StopInstance(InstanceCommand, frozen=True, kw_only=True):
@@ -183,19 +221,23 @@ class AbandonOperation(OperationCommand, frozen=True, kw_only=True):
 
 
 class QuotaCommand(Command, frozen=True, kw_only=True):
-    """A command to a project's quota; the engine itself sends it, as what an instance's state owes."""
+    """A command to a project's quota. Those that reserve and release the engine itself sends."""
 
     kind: ClassVar[str] = "quota"
 
 
 class ReserveQuota(QuotaCommand, frozen=True, kw_only=True):
-    """Hold this much for the instance, in place of what is held for it now; refused when it does not fit."""
+    """Hold this much for the instance, in place of what is held for it now; refused when it does not fit.
+
+    `as_of`: the instance's version when it asked, so that what comes late replaces nothing newer.
+    """
 
     creates: ClassVar[bool] = True
 
     instance_id: UUID
     ram: Annotated[int, Meta(ge=0)]
     volumes: Annotated[int, Meta(ge=0)]
+    as_of: Annotated[int, Meta(ge=0)] = 0
 
 
 class ReleaseQuota(QuotaCommand, frozen=True, kw_only=True):
@@ -204,6 +246,36 @@ class ReleaseQuota(QuotaCommand, frozen=True, kw_only=True):
     creates: ClassVar[bool] = True
 
     instance_id: UUID
+
+
+class ReserveBackup(QuotaCommand, frozen=True, kw_only=True):
+    """Count the backup; refused when there are as many as there may be."""
+
+    creates: ClassVar[bool] = True
+
+    backup_id: UUID
+
+
+class ReleaseBackup(QuotaCommand, frozen=True, kw_only=True):
+    """Count the backup no more."""
+
+    creates: ClassVar[bool] = True
+
+    backup_id: UUID
+
+
+class SetQuota(QuotaCommand, frozen=True, kw_only=True):
+    """Set limits for the project: -1 is none, null the installation's default again, what is left out stays.
+
+    `ram` in MiB, `volumes` in GiB. What is held already is not taken back.
+    """
+
+    creates: ClassVar[bool] = True
+
+    instances: Limit = UNSET
+    ram: Limit = UNSET
+    volumes: Limit = UNSET
+    backups: Limit = UNSET
 
 
 COMMANDS: dict[tuple[str, str], type[Command]] = {
@@ -216,6 +288,8 @@ COMMANDS: dict[tuple[str, str], type[Command]] = {
         ResizeVolume,
         ResizeFlavor,
         Migrate,
+        Rebuild,
+        UpdateAccess,
         StopInstance,
         StartInstance,
         CancelOperation,
@@ -224,6 +298,9 @@ COMMANDS: dict[tuple[str, str], type[Command]] = {
         AbandonOperation,
         ReserveQuota,
         ReleaseQuota,
+        ReserveBackup,
+        ReleaseBackup,
+        SetQuota,
     )
 }
 
@@ -243,7 +320,13 @@ def example(command: type[InstanceCommand]) -> InstanceCommand:
     return msgspec.convert(command.example, command)
 
 
+def variants(command: type[InstanceCommand]) -> tuple[InstanceCommand, ...]:
+    """The command with each of its further arguments."""
+    return tuple(msgspec.convert(each, command) for each in command.variants)
+
+
 for _command in (*OPERATIONS.values(), *INTERVENTIONS.values()):
     if "example" not in vars(_command):
         raise TypeError(f"{_command.__name__} has no example of its arguments")
     example(_command)
+    variants(_command)

@@ -85,11 +85,76 @@ class ClearingEffect(CloudEffect, frozen=True, kw_only=True):
         return True
 
 
-class EnsurePort(MakingEffect, frozen=True, kw_only=True):
-    """There is a port of this name. Yields `port_id` and `address`."""
+class EnsureServerGroup(MakingEffect, frozen=True, kw_only=True):
+    """There is a server group of this name and policy (`affinity`, `anti-affinity`). Yields `server_group_id`."""
 
     name: str
     project: str
+    policy: str
+
+
+class EnsureSecurityGroup(MakingEffect, frozen=True, kw_only=True):
+    """There is a security group of this name. Yields `security_group_id`."""
+
+    name: str
+    project: str
+
+
+class EnsureAccessRules(MakingEffect, frozen=True, kw_only=True):
+    """Each of these networks may reach the TCP port; rules that are there besides stay. Yields no facts.
+
+    All that is missing is made by one call. `again`: what was removed is there again, so that a removal which comes
+    late must be over.
+    """
+
+    security_group_id: str
+    port: int
+    cidrs: tuple[str, ...]
+    again: bool = False
+
+    @property
+    def clears(self) -> bool:
+        """Where it reverts."""
+        return self.again
+
+
+class EnsurePort(MakingEffect, frozen=True, kw_only=True):
+    """There is a port of this name. Yields `port_id` and `address`.
+
+    It lies on the tenant's network, the cloud's own choice if that is None, and has the security group if one is
+    given.
+    """
+
+    name: str
+    project: str
+    network: str | None
+    security_group_id: str | None
+
+
+class EnsureManagementPort(MakingEffect, frozen=True, kw_only=True):
+    """There is a port of this name on the network by which guest agents are reached. Yields `management_port_id`."""
+
+    name: str
+    project: str
+    network: str
+
+
+class EnsurePortGroup(MakingEffect, frozen=True, kw_only=True):
+    """The port has the security group, besides those that it has. Yields no facts."""
+
+    port_id: str
+    security_group_id: str
+
+
+class EnsureFloatingAddress(MakingEffect, frozen=True, kw_only=True):
+    """The port is reached by a floating address of this name, made together with that association.
+
+    Yields `floating_address_id` and `public_address`.
+    """
+
+    name: str
+    project: str
+    port_id: str
 
 
 class EnsureVolume(MakingEffect, frozen=True, kw_only=True):
@@ -107,19 +172,42 @@ class EnsureCredentials(MakingEffect, frozen=True, kw_only=True):
 
 
 class EnsureServer(MakingEffect, frozen=True, kw_only=True):
-    """There is an ACTIVE server of this name with that port. Yields `server_id` and `host`."""
+    """There is an ACTIVE server of this name with that port. Yields `server_id` and `host`.
+
+    It has the management port as well, and is a member of the server group, where they are given. Without an image
+    it is made from that of the datastore's version.
+    """
 
     name: str
     project: str
     flavor_id: str
     port_id: str
+    management_port_id: str | None
+    server_group_id: str | None
+    image_id: str | None
     availability_zone: str | None
     datastore: str
     datastore_version: str
 
 
 class EnsureAttachment(CloudEffect, frozen=True, kw_only=True):
-    """The volume is attached to the server. Yields no facts."""
+    """The volume is attached to the server. Yields no facts.
+
+    `again`: what was detached is attached again, so that a detachment which comes late must be over.
+    """
+
+    server_id: str
+    volume_id: str
+    again: bool = False
+
+    @property
+    def clears(self) -> bool:
+        """Where it reverts."""
+        return self.again
+
+
+class DetachVolume(MakingEffect, frozen=True, kw_only=True):
+    """The server has not the volume, which is available. Yields no facts."""
 
     server_id: str
     volume_id: str
@@ -139,8 +227,23 @@ class RebootServer(CloudEffect, frozen=True, kw_only=True):
     hard: bool
 
 
+class RebuildServer(CloudEffect, frozen=True, kw_only=True):
+    """The server was made anew from an image once under this effect's key, and is ACTIVE. Yields no facts.
+
+    Its id, ports, host and attached volume stay; all else that lay on it is gone. Without an image it is made from
+    that of the datastore's version.
+    """
+
+    server_id: str
+    name: str
+    project: str
+    image_id: str | None
+    datastore: str
+    datastore_version: str
+
+
 class ResizeServer(MakingEffect, frozen=True, kw_only=True):
-    """The server has the flavor and awaits confirmation. Yields no facts."""
+    """The server has the flavor and awaits confirmation, maybe on another host. Yields `new_host`."""
 
     server_id: str
     flavor_id: str
@@ -195,10 +298,15 @@ class VolumeAbsent(ClearingEffect, frozen=True, kw_only=True):
 
 
 class SurplusAbsent(ClearingEffect, frozen=True, kw_only=True):
-    """No volume of this name exists but the one to keep. Yields `removed`, the ids of those that did."""
+    """Of what nothing fences there is only what is to be kept. Yields `removed`, the ids of what there was besides.
+
+    Looked for are volumes, server groups and floating addresses of the name, and security groups of theirs; `keep`
+    holds ids of all kinds.
+    """
 
     name: str
-    keep: str
+    security_group_name: str
+    keep: tuple[str, ...]
 
 
 class ResourceAbsent(ClearingEffect, frozen=True, kw_only=True):
@@ -219,6 +327,51 @@ class PortAbsent(ClearingEffect, frozen=True, kw_only=True):
     port_id: str | None
 
 
+class PortGroupAbsent(ClearingEffect, frozen=True, kw_only=True):
+    """The port, if there is one, has not the security group; it keeps its others. Yields no facts."""
+
+    port_id: str
+    security_group_id: str
+
+
+class FloatingAddressAbsent(ClearingEffect, frozen=True, kw_only=True):
+    """No floating address of this name or id exists, nor one of that port. Yields no facts."""
+
+    name: str
+    floating_address_id: str | None
+    port_id: str | None
+
+
+class AccessRulesAbsent(ClearingEffect, frozen=True, kw_only=True):
+    """No rule of the security group lets in other networks than those to keep. Yields no facts.
+
+    Each rule is removed by its id. A removal that comes late would undo what let somebody in again meanwhile.
+    """
+
+    security_group_id: str
+    port: int
+    keep: tuple[str, ...]
+
+    @property
+    def makes(self) -> bool:
+        """A removal may have to be reverted."""
+        return True
+
+
+class SecurityGroupAbsent(ClearingEffect, frozen=True, kw_only=True):
+    """No security group of this name or id exists. Yields no facts."""
+
+    name: str
+    security_group_id: str | None
+
+
+class ServerGroupAbsent(ClearingEffect, frozen=True, kw_only=True):
+    """No server group of this name or id exists, but one with servers in it, which stays. Yields no facts."""
+
+    name: str
+    server_group_id: str | None
+
+
 class CredentialsAbsent(ClearingEffect, frozen=True, kw_only=True):
     """The guest's broker credentials are refused. Yields no facts."""
 
@@ -233,6 +386,13 @@ class GuestEffect(Effect, frozen=True, kw_only=True):
     def waits(self) -> bool:
         """It asks the agent until the answer is there; the agent goes on by itself, and knows the key."""
         return True
+
+
+class Access(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """From where a database can be reached: `public`, by a floating address; and the networks that are let in."""
+
+    public: bool = False
+    allowed_cidrs: tuple[str, ...] = ("0.0.0.0/0",)
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -266,6 +426,18 @@ class PrepareDatabase(GuestEffect, frozen=True, kw_only=True):
     databases: tuple[Database, ...]
     users: tuple[User, ...]
     root_password_ref: str | None
+    overrides: dict[str, str]
+
+
+class RebuildDatabase(GuestEffect, frozen=True, kw_only=True):
+    """On a server made anew the database runs with the data, users and TCP port that it had. Yields no facts.
+
+    Nothing on the volume is made: data that are not there are an error. `ram` in MiB, `volume_size` in GiB.
+    """
+
+    ram: int
+    volume_size: int
+    port: int
     overrides: dict[str, str]
 
 

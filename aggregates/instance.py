@@ -21,6 +21,7 @@ from aggregates.commands import (
     DeleteInstance,
     Migrate,
     Reboot,
+    Rebuild,
     ResizeFlavor,
     ResizeVolume,
     Restart,
@@ -28,8 +29,9 @@ from aggregates.commands import (
     SkipStep,
     StartInstance,
     StopInstance,
+    UpdateAccess,
 )
-from aggregates.effects import Database, User
+from aggregates.effects import Access, Database, User
 from aggregates.instance_events import (
     TRANSITIONS,
     AttemptFailed,
@@ -43,7 +45,7 @@ from aggregates.instance_events import (
 )
 from aggregates.lifecycle import InstanceLifecycle
 from aggregates.obligations import OBLIGATIONS
-from aggregates.resources import Resource, ResourceKind, resource_name
+from aggregates.resources import Drift, Resource, ResourceKind, resource_name
 
 
 class Instance(Lifecycled):
@@ -80,6 +82,13 @@ class Instance(Lifecycled):
         availability_zone: str | None,
         keep_on_failure: bool,
         operation: Operation,
+        # What older versions did not record.
+        image_id: str | None = None,
+        nics: tuple[str, ...] = (),
+        management_network: str | None = None,
+        locality: str | None = None,
+        access: Access | None = None,
+        datastore_port: int | None = None,
     ) -> None:
         super().__init__(project, partition)
         self.state = "build_quota"
@@ -99,12 +108,28 @@ class Instance(Lifecycled):
         self.overrides = overrides
         self.availability_zone = availability_zone
         self.keep_on_failure = keep_on_failure
+        self.image_id = image_id
+        self.new_image_id: str | None = None
+        self.nics = nics
+        self.management_network = management_network
+        self.locality = locality
+        self.access = access
+        self.new_access: Access | None = None
+        self.old_access: Access | None = None
+        self.datastore_port = datastore_port
+        self.server_group_id: str | None = None
+        self.security_group_id: str | None = None
+        self.management_port_id: str | None = None
+        self.floating_address_id: str | None = None
+        self.public_address: str | None = None
+        self.offline = False
         self.port_id: str | None = None
         self.address: str | None = None
         self.port: int | None = None
         self.volume_id: str | None = None
         self.server_id: str | None = None
-        self.server_gone = False
+        for kind in ResourceKind:
+            setattr(self, f"{kind}_gone", False)
         self.host: str | None = None
         self.target_host: str | None = None
         self.new_host: str | None = None
@@ -113,34 +138,45 @@ class Instance(Lifecycled):
         self.left_behind: tuple[str, ...] = ()
         self.skipped: tuple[str, ...] = ()
         self.surplus: tuple[Resource, ...] = ()
+        self.drift: tuple[Drift, ...] = ()
+
+    def recorded(self, kind: ResourceKind) -> str | None:
+        """The id of its own resource of the kind. While that is there, no other one is ever recorded."""
+        found: str | None = getattr(self, f"{kind}_id")
+        return found
+
+    def held(self, kind: ResourceKind) -> str | None:
+        """The id of its own resource of the kind, unless that was deleted."""
+        return None if getattr(self, f"{kind}_gone") else self.recorded(kind)
 
     @property
     def resource_name(self) -> str:
-        """The name of its server, port and volume in the cloud."""
+        """The name of its server, its port, its volume and all that has no name below, in the cloud."""
         return resource_name(self.id)
 
-    def recorded(self, kind: ResourceKind) -> str | None:
-        """The id of its own resource of the kind. Once there is one it never changes."""
-        ids = {
-            ResourceKind.SERVER: self.server_id,
-            ResourceKind.PORT: self.port_id,
-            ResourceKind.VOLUME: self.volume_id,
-        }
-        return ids[kind]
+    @property
+    def security_group_name(self) -> str:
+        """The name of its security group in the cloud."""
+        return resource_name(self.id, ResourceKind.SECURITY_GROUP)
+
+    @property
+    def management_port_name(self) -> str:
+        """The name of the port by which its agent is reached, in the cloud."""
+        return resource_name(self.id, ResourceKind.MANAGEMENT_PORT)
 
     def left(self) -> tuple[str, ...]:
         """What there is of it: while it is being removed what the states ahead would remove, else all that is known."""
         ahead = [self.owing[state] for state in path(type(self), self.state, self)]
         removed = [owed.then for owed in ahead if owed.absence]
         return tuple(
-            f"{what} {self._named(fact)}" if fact is not None else what
-            for transition, what, fact in _HELD
+            f"{what} {self._named(fact, name)}" if fact is not None else what
+            for transition, what, fact, name in _HELD
             if (transition in removed if removed else fact is not None and getattr(self, fact) is not None)
         )
 
-    def _named(self, fact: str) -> str:
-        known = getattr(self, fact)
-        return f"{known} ({self.resource_name})" if known else f"named {self.resource_name}, if there is one"
+    def _named(self, fact: str, named: str) -> str:
+        known, name = getattr(self, fact), getattr(self, named)
+        return f"{known} ({name})" if known else f"named {name}, if there is one"
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
@@ -148,21 +184,26 @@ class Instance(Lifecycled):
     def create(cls, instance_id: UUID, command: CreateInstance, context: Context) -> Instance:
         """Decide create_instance for an id that is not taken. Raises `Refusal`."""
         wanted = arguments.check_create(command, context.catalogue)
-        return cls._create(
-            InstanceRequested,
-            id=instance_id,
-            timestamp=context.at,
-            project=context.project,
-            partition=context.partition,
-            operation=Operation(
-                id=context.command_id,
-                command=command.wire_name(),
-                actor=context.actor,
-                deadline=context.deadline or context.at + command.limit,
-                plan=path(cls, "build_quota", None),
-            ),
-            **wanted,
-        )
+
+        def planning(*plan: str) -> Instance:
+            return cls._create(
+                InstanceRequested,
+                id=instance_id,
+                timestamp=context.at,
+                project=context.project,
+                partition=context.partition,
+                operation=Operation(
+                    id=context.command_id,
+                    command=command.wire_name(),
+                    actor=context.actor,
+                    deadline=context.deadline or context.at + command.limit,
+                    plan=plan,
+                ),
+                **wanted,
+            )
+
+        # What it will pass depends on what it knows.
+        return planning(*path(cls, "build_quota", planning()))
 
     def execute(self, command: Command, context: Context) -> None:
         """Decide any other command. Raises `Refusal`."""
@@ -201,6 +242,7 @@ class Instance(Lifecycled):
             context,
             command.limit,
             new_volume_size=command.new_size,
+            offline=self.volume_type in context.catalogue.extended_offline,
         )
 
     @_decide.register
@@ -218,6 +260,31 @@ class Instance(Lifecycled):
         if command.host is not None and command.host == self.host:
             raise Refusal("invalid_argument", f"the instance is on host {command.host} already; choose another one")
         self.begin("migration_requested", command.wire_name(), context, command.limit, target_host=command.host)
+
+    @_decide.register
+    def _(self, command: Rebuild, context: Context) -> None:
+        if command.image_id:
+            arguments.check_honoured("image_id", context.catalogue)
+        if self.port is None and self.can("rebuild_requested"):
+            raise Refusal(
+                "forbidden_state", "there is no database yet to be kept; delete the instance, and create anew"
+            )
+        image_id = command.image_id or self.image_id
+        self.begin("rebuild_requested", command.wire_name(), context, command.limit, new_image_id=image_id)
+
+    @_decide.register
+    def _(self, command: UpdateAccess, context: Context) -> None:
+        access = arguments.check_update(command, self.access, context.catalogue)
+        if self.access is not None and arguments.same(access, self.access) and self.can("access_update_requested"):
+            raise Refusal("invalid_argument", "the instance has this access already; choose another one")
+        self.begin(
+            "access_update_requested",
+            command.wire_name(),
+            context,
+            command.limit,
+            new_access=access,
+            old_access=self.access,
+        )
 
     @_decide.register
     def _(self, command: StopInstance, context: Context) -> None:
@@ -248,13 +315,17 @@ class Instance(Lifecycled):
         interventions.abandon(self, command, context)
 
 
-# What is removed by which transition, and the fact that holds its id.
-_HELD: tuple[tuple[str, str, str | None], ...] = (
-    ("server_deleted", "server", "server_id"),
-    ("volume_deleted", "volume", "volume_id"),
-    ("port_deleted", "port", "port_id"),
-    ("credentials_revoked", "the credentials of its guest", None),
-    ("quota_released", "what the quota holds for it", None),
+# What is removed by which transition, the fact that holds its id, the attribute that holds its name.
+_HELD: tuple[tuple[str, str, str | None, str], ...] = (
+    ("server_deleted", "server", "server_id", "resource_name"),
+    ("floating_address_deleted", "floating address", "floating_address_id", "resource_name"),
+    ("volume_deleted", "volume", "volume_id", "resource_name"),
+    ("port_deleted", "port", "port_id", "resource_name"),
+    ("management_port_deleted", "port", "management_port_id", "management_port_name"),
+    ("security_group_deleted", "security group", "security_group_id", "security_group_name"),
+    ("server_group_deleted", "server group", "server_group_id", "resource_name"),
+    ("credentials_revoked", "the credentials of its guest", None, ""),
+    ("quota_released", "what the quota holds for it", None, ""),
 )
 
 Instance.owing = OBLIGATIONS

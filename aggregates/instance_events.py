@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from aggregates import base
 from aggregates.base import Failure, Intervention, Operation
 from aggregates.catalogue import Flavor
-from aggregates.effects import Database, User
-from aggregates.resources import Resource
+from aggregates.effects import Access, Database, User
+from aggregates.resources import Drift, Resource, ResourceKind
 
 
 class InstanceEvent(base.Event):
@@ -22,7 +22,10 @@ class InstanceEvent(base.Event):
 
 
 class InstanceRequested(InstanceEvent, base.Created):
-    """create_instance was accepted; nothing exists yet."""
+    """create_instance was accepted; nothing exists yet.
+
+    The last facts are not in the events of older versions. `access` None: the cloud guards nobody's access.
+    """
 
     operation: Operation
     name: str
@@ -37,6 +40,12 @@ class InstanceRequested(InstanceEvent, base.Created):
     overrides: dict[str, str]
     availability_zone: str | None
     keep_on_failure: bool
+    image_id: str | None = None
+    nics: tuple[str, ...] = ()
+    management_network: str | None = None
+    locality: str | None = None
+    access: Access | None = None
+    datastore_port: int | None = None
 
 
 class AttemptFailed(InstanceEvent, base.AttemptFailed):
@@ -72,11 +81,15 @@ class StepSkipped(InstanceEvent, base.StepSkipped):
         aggregate.skipped = (*aggregate.skipped, self.effect)
 
 
-class SurplusFound(InstanceEvent):
-    """The cloud holds something of the instance's name that is none of its own: it is to be removed.
+class Observed(InstanceEvent):
+    """Base of what was seen in the cloud from outside, maybe long after the instance was deleted.
 
-    Belongs to no operation and changes no state: seen from outside, maybe long after the instance was deleted.
+    It belongs to no operation, and changes no state.
     """
+
+
+class SurplusFound(Observed):
+    """The cloud holds something of the instance's name that is none of its own: it is to be removed."""
 
     found: Resource
 
@@ -85,7 +98,34 @@ class SurplusFound(InstanceEvent):
         aggregate.surplus = (*aggregate.surplus, self.found)
 
 
-class SurplusDeleted(InstanceEvent):
+class OrphanDisowned(Observed):
+    """Somebody wants something removed that bears the instance's name and is none of its own, but was left alone."""
+
+    found: Resource
+    actor: str
+
+    def apply(self, aggregate: Any) -> None:
+        """It is surplus from now on."""
+        aggregate.surplus = (*aggregate.surplus, self.found)
+
+
+class OrphanAdopted(Observed):
+    """Somebody says that what bears the instance's name is its own from now on; what it had recorded is not there."""
+
+    found: Resource
+    actor: str
+
+    def apply(self, aggregate: Any) -> None:
+        """Record it, and forget in what the lost one differed."""
+        kind = self.found.kind
+        setattr(aggregate, f"{kind}_id", self.found.id)
+        setattr(aggregate, f"{kind}_gone", False)
+        if kind is ResourceKind.SERVER and self.found.host is not None:
+            aggregate.host = self.found.host
+        aggregate.drift = tuple(each for each in aggregate.drift if each.resource is not kind)
+
+
+class SurplusDeleted(Observed):
     """What was found to be surplus is gone."""
 
     removed: Resource
@@ -95,8 +135,48 @@ class SurplusDeleted(InstanceEvent):
         aggregate.surplus = tuple(each for each in aggregate.surplus if each.id != self.removed.id)
 
 
+class DriftFound(Observed):
+    """Something recorded is not, in the cloud, what it is believed to be. Takes the place of what was found before.
+
+    Nothing is done about it.
+    """
+
+    drift: Drift
+
+    def apply(self, aggregate: Any) -> None:
+        """Remember it."""
+        others = (each for each in aggregate.drift if each.about != self.drift.about)
+        aggregate.drift = (*others, self.drift)
+
+
+class DriftGone(Observed):
+    """What was found to differ is again as it is believed to be, or is believed no longer."""
+
+    drift: Drift
+
+    def apply(self, aggregate: Any) -> None:
+        """Forget it."""
+        aggregate.drift = tuple(each for each in aggregate.drift if each.about != self.drift.about)
+
+
+# The states in which an instance has nothing in the cloud.
+NOTHING = frozenset({"FAILED", "DELETED"})
+
+
 class Transition(InstanceEvent, base.Transitioned):
-    """Base of the lifecycle's events."""
+    """Base of the lifecycle's events. After it the resource of the kind is there, or is not."""
+
+    makes: ClassVar[ResourceKind | None] = None
+    removes: ClassVar[ResourceKind | None] = None
+
+    def apply(self, aggregate: Any) -> None:
+        """Assign; the id of what is removed is kept. Of what has nothing nothing can differ."""
+        super().apply(aggregate)
+        for kind, gone in ((self.makes, False), (self.removes, True)):
+            if kind is not None:
+                setattr(aggregate, f"{kind}_gone", gone)
+        if self.state in NOTHING:
+            aggregate.drift = ()
 
 
 class Requested(Transition):
@@ -119,9 +199,10 @@ class RebootRequested(Requested):
 
 
 class VolumeResizeRequested(Requested):
-    """resize_volume was accepted."""
+    """resize_volume was accepted. `offline`: the server lets go of the volume meanwhile."""
 
     new_volume_size: int
+    offline: bool = False  # older versions knew no other way
 
 
 class FlavorResizeRequested(Requested):
@@ -134,6 +215,19 @@ class MigrationRequested(Requested):
     """migrate was accepted."""
 
     target_host: str | None
+
+
+class RebuildRequested(Requested):
+    """rebuild was accepted. `new_image_id` None: the image of the datastore's version."""
+
+    new_image_id: str | None
+
+
+class AccessUpdateRequested(Requested):
+    """update_access was accepted. `old_access` None: until now nobody's access was guarded."""
+
+    new_access: Access
+    old_access: Access | None
 
 
 class StopRequested(Requested):
@@ -178,15 +272,75 @@ class QuotaReleased(Transition):
     """The project's quota no longer holds what the instance does not need."""
 
 
+class ServerGroupCreated(Transition):
+    """The server group exists; the server is to be made in it."""
+
+    makes = ResourceKind.SERVER_GROUP
+
+    server_group_id: str
+
+
+class SecurityGroupCreated(Transition):
+    """The security group exists and lets nobody in."""
+
+    makes = ResourceKind.SECURITY_GROUP
+
+    security_group_id: str
+
+
+class AccessRulesAdded(Transition):
+    """The security group lets in the networks that `access` names."""
+
+    access: Access
+
+
+class AccessRulesRemoved(Transition):
+    """The security group lets in no other networks than `access` names."""
+
+    access: Access
+
+
 class PortCreated(Transition):
     """The port exists."""
+
+    makes = ResourceKind.PORT
 
     port_id: str
     address: str
 
 
+class ManagementPortCreated(Transition):
+    """The port by which the guest agent is reached exists."""
+
+    makes = ResourceKind.MANAGEMENT_PORT
+
+    management_port_id: str
+
+
+class PortSecured(Transition):
+    """The port has the security group."""
+
+    access: Access
+
+
+class PortUnsecured(Transition):
+    """The port has the security group no more."""
+
+
+class FloatingAddressCreated(Transition):
+    """The port is reached from outside by the floating address."""
+
+    makes = ResourceKind.FLOATING_ADDRESS
+
+    floating_address_id: str
+    public_address: str
+    access: Access
+
+
 class VolumeCreated(Transition):
     """The volume exists and is available."""
+
+    makes = ResourceKind.VOLUME
 
     volume_id: str
 
@@ -198,6 +352,8 @@ class CredentialsIssued(Transition):
 class ServerCreated(Transition):
     """The server exists and is ACTIVE."""
 
+    makes = ResourceKind.SERVER
+
     server_id: str
     host: str
 
@@ -206,10 +362,18 @@ class VolumeAttached(Transition):
     """The server holds the volume."""
 
 
+class VolumeDetached(Transition):
+    """The server has let go of the volume."""
+
+
 class DatabasePrepared(Transition):
     """The database is installed, configured, secured and started."""
 
     port: int
+
+
+class DatabaseRebuilt(Transition):
+    """The database runs on the server made anew, with the data that it had."""
 
 
 class DatabaseHealthy(Transition):
@@ -217,7 +381,7 @@ class DatabaseHealthy(Transition):
 
 
 class SurplusRemoved(Transition):
-    """No volume is left of a call that went unanswered; those removed were never used."""
+    """Nothing is left over of calls that went unanswered; what was removed was never used."""
 
     removed: tuple[str, ...]
 
@@ -238,8 +402,22 @@ class ServerRebooted(Transition):
     """The server was rebooted."""
 
 
+class ServerRebuilt(Transition):
+    """The server was made anew from the image, the datastore version's if None."""
+
+    image_id: str | None
+
+
 class ServerResized(Transition):
-    """The server has the new flavor, to be confirmed."""
+    """The server has the new flavor, to be confirmed; on `new_host`, which older logs do not tell."""
+
+    new_host: str | None = None
+
+    def apply(self, aggregate: Any) -> None:
+        """Assign; what is not told stays."""
+        before = aggregate.new_host
+        super().apply(aggregate)
+        aggregate.new_host = self.new_host or before
 
 
 class ServerMigrated(Transition):
@@ -265,9 +443,16 @@ class AgentAnswered(Transition):
 
 
 class FlavorResizeConfirmed(Transition):
-    """The new flavor holds."""
+    """The new flavor holds; on `host`, which older logs do not tell."""
 
     flavor: Flavor
+    host: str | None = None
+
+    def apply(self, aggregate: Any) -> None:
+        """Assign; what is not told stays."""
+        before = aggregate.host
+        super().apply(aggregate)
+        aggregate.host = self.host or before
 
 
 class MigrationConfirmed(Transition):
@@ -289,18 +474,48 @@ class FileSystemGrown(Transition):
 class ServerDeleted(Transition):
     """No server of the instance exists."""
 
-    def apply(self, aggregate: Any) -> None:
-        """Assign; its id is kept, to look for it once more."""
-        super().apply(aggregate)
-        aggregate.server_gone = True
+    removes = ResourceKind.SERVER
 
 
 class PortDeleted(Transition):
     """No port of the instance exists."""
 
+    removes = ResourceKind.PORT
+
+
+class ManagementPortDeleted(Transition):
+    """No port by which its guest agent was reached exists."""
+
+    removes = ResourceKind.MANAGEMENT_PORT
+
+
+class FloatingAddressDeleted(Transition):
+    """No floating address of the instance exists."""
+
+    removes = ResourceKind.FLOATING_ADDRESS
+
+    access: Access | None
+    public_address: None
+
 
 class VolumeDeleted(Transition):
     """No volume of the instance exists."""
+
+    removes = ResourceKind.VOLUME
+
+
+class SecurityGroupDeleted(Transition):
+    """No security group of the instance exists."""
+
+    removes = ResourceKind.SECURITY_GROUP
+
+    access: Access | None
+
+
+class ServerGroupDeleted(Transition):
+    """No server group of the instance exists, unless other servers are in it."""
+
+    removes = ResourceKind.SERVER_GROUP
 
 
 class CredentialsRevoked(Transition):
@@ -319,6 +534,8 @@ TRANSITIONS: tuple[type[Transition], ...] = (
     VolumeResizeRequested,
     FlavorResizeRequested,
     MigrationRequested,
+    RebuildRequested,
+    AccessUpdateRequested,
     StopRequested,
     StartRequested,
     DeletionRequested,
@@ -326,18 +543,29 @@ TRANSITIONS: tuple[type[Transition], ...] = (
     OperationAbandoned,
     QuotaReserved,
     QuotaReleased,
+    ServerGroupCreated,
+    SecurityGroupCreated,
+    AccessRulesAdded,
+    AccessRulesRemoved,
     PortCreated,
+    ManagementPortCreated,
+    PortSecured,
+    PortUnsecured,
+    FloatingAddressCreated,
     VolumeCreated,
     CredentialsIssued,
     ServerCreated,
     VolumeAttached,
+    VolumeDetached,
     DatabasePrepared,
+    DatabaseRebuilt,
     DatabaseHealthy,
     SurplusRemoved,
     DatabaseRestarted,
     DatabaseStopped,
     DatabaseStarted,
     ServerRebooted,
+    ServerRebuilt,
     ServerResized,
     ServerMigrated,
     ServerStopped,
@@ -349,8 +577,12 @@ TRANSITIONS: tuple[type[Transition], ...] = (
     VolumeExtended,
     FileSystemGrown,
     ServerDeleted,
+    FloatingAddressDeleted,
     PortDeleted,
+    ManagementPortDeleted,
     VolumeDeleted,
+    SecurityGroupDeleted,
+    ServerGroupDeleted,
     CredentialsRevoked,
     Failed,
 )

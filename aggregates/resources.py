@@ -1,4 +1,4 @@
-"""What a cloud holds, as a look at all of it shows it, and whose it is by its name. Data alone."""
+"""What a cloud holds, as a look at all of it shows it, whose it is by its name, and how it differs. Data alone."""
 
 from __future__ import annotations
 
@@ -7,16 +7,29 @@ from uuid import UUID
 
 import msgspec
 
-PREFIX = "holdfast-"
 DELETING = "deleting"  # the status of what is on its way out
 
 
 class ResourceKind(StrEnum):
-    """The kinds of resources, in the order in which they can be removed: a server has the others."""
+    """The kinds of resources, in the order in which they can be removed: what has others comes before them."""
 
     SERVER = "server"
+    FLOATING_ADDRESS = "floating_address"
     PORT = "port"
+    MANAGEMENT_PORT = "management_port"
     VOLUME = "volume"
+    SECURITY_GROUP = "security_group"
+    SERVER_GROUP = "server_group"
+
+    @property
+    def spoken(self) -> str:
+        """The kind as people read it."""
+        return self.value.replace("_", " ")
+
+
+PREFIX = "holdfast-"
+# Of those whose name is another's, too, or could be.
+_PREFIXES = {ResourceKind.MANAGEMENT_PORT: "holdfast-mgmt-", ResourceKind.SECURITY_GROUP: "holdfast-sg-"}
 
 
 class Resource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -38,18 +51,62 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     server_id: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.id}"
+        return f"{self.kind.spoken} {self.id}"
 
 
-def resource_name(instance_id: UUID) -> str:
-    """The name of an instance's server, port and volume in the cloud."""
-    return f"{PREFIX}{instance_id}"
+class DriftKind(StrEnum):
+    """In what a resource differs from what is recorded of it."""
+
+    GONE = "gone"
+    STATUS = "status"
+    FLAVOR = "flavor"
+    HOST = "host"
+    SIZE = "size"
+    DETACHED = "detached"
 
 
-def instance_named(name: str) -> UUID | None:
-    """The instance whose resources have this name; None for any other name."""
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """A recorded resource is not, in the cloud, what it is believed to be; somebody else has changed it, or lost it.
+
+    `believed` and `seen` as the cloud words them: a status, a flavor's id, a host, GiB, the id of the server that has
+    the volume; None for nothing.
+    """
+
+    resource: ResourceKind
+    id: str
+    what: DriftKind
+    believed: str | None = None
+    seen: str | None = None
+
+    @property
+    def about(self) -> tuple[ResourceKind, DriftKind]:
+        """What it is about: of one thing there is one drift at a time."""
+        return (self.resource, self.what)
+
+    def __str__(self) -> str:
+        if self.what is DriftKind.GONE:
+            return f"{self.resource.spoken} {self.id} is not there"
+        if self.what is DriftKind.DETACHED:
+            return f"{self.resource.spoken} {self.id} is attached to {self.seen or 'no server'}, not to {self.believed}"
+        instead = "" if self.believed is None else f", not {self.believed}"
+        return f"{self.resource.spoken} {self.id} has {self.what} {self.seen}{instead}"
+
+
+def resource_name(instance_id: UUID, kind: ResourceKind = ResourceKind.SERVER) -> str:
+    """The name of an instance's resource of the kind in the cloud."""
+    return f"{_PREFIXES.get(kind, PREFIX)}{instance_id}"
+
+
+def instance_named(name: str, kind: ResourceKind = ResourceKind.SERVER) -> UUID | None:
+    """The instance whose resource of the kind has this name; None for any other name."""
     try:
-        instance_id = UUID(name.removeprefix(PREFIX))
+        instance_id = UUID(name.removeprefix(_PREFIXES.get(kind, PREFIX)))
     except ValueError:
         return None
-    return instance_id if resource_name(instance_id) == name else None
+    return instance_id if resource_name(instance_id, kind) == name else None
+
+
+def port_kind(name: str) -> ResourceKind:
+    """Which of an instance's two ports has this name."""
+    management = name.startswith(_PREFIXES[ResourceKind.MANAGEMENT_PORT])
+    return ResourceKind.MANAGEMENT_PORT if management else ResourceKind.PORT

@@ -15,10 +15,10 @@ from eventsourcing.utils import register_topic
 
 from aggregates.base import Failure, Intervention, LastLook, Operation, Parked
 from aggregates.catalogue import Flavor
-from aggregates.effects import Database, User
+from aggregates.effects import Access, Database, User
 from aggregates.instance import Instance
-from aggregates.quota import NOTHING, Held, Quota
-from aggregates.resources import Resource
+from aggregates.quota import NOTHING, Held, OwnLimits, Quota
+from aggregates.resources import Drift, Resource
 
 EVERY = 100  # versions between two snapshots of an aggregate
 
@@ -69,7 +69,7 @@ _ENVELOPE = {"originator_id", "originator_version", "timestamp", "created_on"}
 class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     """An instance at one version."""
 
-    TOPIC: ClassVar[str] = "instance.Snapshot.3"
+    TOPIC: ClassVar[str] = "instance.Snapshot.4"
     of: ClassVar[type[Any]] = Instance
 
     state: str
@@ -84,6 +84,12 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     unanswered_until: datetime | None
     overtaken: bool
     server_gone: bool
+    floating_address_gone: bool
+    port_gone: bool
+    management_port_gone: bool
+    volume_gone: bool
+    security_group_gone: bool
+    server_group_gone: bool
     failure: Failure | None
     name: str
     flavor: Flavor
@@ -99,6 +105,21 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     overrides: dict[str, str]
     availability_zone: str | None
     keep_on_failure: bool
+    image_id: str | None
+    new_image_id: str | None
+    nics: tuple[str, ...]
+    management_network: str | None
+    locality: str | None
+    access: Access | None
+    new_access: Access | None
+    old_access: Access | None
+    datastore_port: int | None
+    server_group_id: str | None
+    security_group_id: str | None
+    management_port_id: str | None
+    floating_address_id: str | None
+    public_address: str | None
+    offline: bool
     port_id: str | None
     address: str | None
     port: int | None
@@ -112,15 +133,20 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     left_behind: tuple[str, ...]
     skipped: tuple[str, ...]
     surplus: tuple[Resource, ...]
+    drift: tuple[Drift, ...]
 
 
 class QuotaSnapshot(Snapshot, frozen=True, kw_only=True):
     """A project's quota at one version."""
 
-    TOPIC: ClassVar[str] = "quota.Snapshot.1"
+    TOPIC: ClassVar[str] = "quota.Snapshot.2"
     of: ClassVar[type[Any]] = Quota
 
     held: dict[UUID, Held]
+    as_of: dict[UUID, int]
+    backups: set[UUID]
+    released: dict[UUID, datetime]
+    limits: OwnLimits
 
     def restore(self) -> Any:
         """The quota as it was, with the sum that follows from what is held."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from docs._generate import asyncapi, cli, commands, errors, events, lifecycle
+from docs._generate import asyncapi, cli, commands, errors, events, lifecycle, openstack
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by `make docs` from the code; changes are made there. -->\n\n"
@@ -21,6 +21,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "errors.md": lambda: NOTE + errors.page(),
     "events.md": lambda: NOTE + events.page(),
     "lifecycle.md": lambda: NOTE + lifecycle.page(),
+    "openstack.md": lambda: NOTE + openstack.page(),
 }
 
 

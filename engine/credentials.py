@@ -1,8 +1,9 @@
 """Who may say what on the embedded broker: its users, their seeds and their rights, and the credentials of guests.
 
 Guarantees that each user has a seed of its own, readable by its owner alone, of which the broker is told only the
-public half, and that a guest can speak and hear for its own instance and nothing else. It does not hide a seed from
-root, nor does it serve a foreign broker: there, users and rights are the operator's.
+public half, and that a guest can speak and hear for its own instance and nothing else. Of a guest on another machine we
+have the public half alone: its seed never leaves that machine. It does not hide a seed from root, nor does it serve a
+foreign broker: there, users and rights are the operator's.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import msgspec
 import nkeys  # type: ignore[import-untyped]
 import structlog
 
+from engine import nkey
 from engine.broker import DEAD_LETTER_STREAM, BrokerError
-from engine.messages import LOG_SUBJECT, PREFIX, guest_subject, heartbeat_subject
+from engine.messages import LOG_SUBJECT, PREFIX, enrolment_subject, guest_subject, heartbeat_subject
 from engine.private_files import delete_file, replace_file
 
 P = ParamSpec("P")
@@ -49,7 +51,7 @@ class Rights(msgspec.Struct, frozen=True):
     replies: bool = False
 
 
-# Commands of the kind quota are the engine's own, as what an instance's state owes.
+# Commands of the kind quota are the engine's own, as what an instance's state owes; limits are the operator's to set.
 _PUBLISHES = (f"{PREFIX}.cmd.*.instance.*.*", f"{PREFIX}.qry.>")
 _WATCHES = (f"{PREFIX}.evt.>",)
 _DEAD = DEAD_LETTER_STREAM
@@ -61,6 +63,7 @@ USERS: dict[str, Rights] = {
     "operator": Rights(
         (
             *_PUBLISHES,
+            f"{PREFIX}.cmd.*.quota.*.set_quota",
             "$SRV.>",
             "$JS.API.INFO",
             "$JS.API.STREAM.INFO.*",
@@ -88,6 +91,7 @@ USERS: dict[str, Rights] = {
         ),
         (
             heartbeat_subject("*"),
+            enrolment_subject(),
             LOG_SUBJECT,
             f"{PREFIX}.qry.>",
             f"{PREFIX}.evt.>",
@@ -97,6 +101,8 @@ USERS: dict[str, Rights] = {
             f"{inbox_prefix('worker')}.>",
         ),
     ),
+    # What a machine is before it is known: it may ask to be taken for its instance's, and hear the answer.
+    "enrol": Rights((enrolment_subject(),), (f"{inbox_prefix('enrol')}.>",)),
     "projector": Rights(
         ("_INBOX.>",),
         (
@@ -115,22 +121,38 @@ def guest_user(instance_id: UUID) -> str:
     return f"{_GUEST}{instance_id}"
 
 
-def _rights(user: str) -> Rights:
+def guest_of(user: str) -> UUID | None:
+    """The instance whose agent's user this is, if it is one's."""
     if not user.startswith(_GUEST):
-        return USERS[user]
-    instance_id = user.removeprefix(_GUEST)
+        return None
+    try:
+        found = UUID(user.removeprefix(_GUEST))
+    except ValueError:
+        return None
+    return found if guest_user(found) == user else None
+
+
+def guest_rights(instance_id: UUID) -> Rights:
+    """What an instance's agent may say and hear."""
     return Rights(
         (heartbeat_subject(instance_id),),
-        (guest_subject(instance_id, "*"), f"{inbox_prefix(user)}.>"),
+        (guest_subject(instance_id, "*"), f"{inbox_prefix(guest_user(instance_id))}.>"),
         replies=True,  # asked by the worker alone, which gives an inbox of its own
     )
+
+
+def _rights(user: str) -> Rights:
+    instance_id = guest_of(user)
+    return USERS[user] if instance_id is None else guest_rights(instance_id)
 
 
 # --- seeds --------------------------------------------------------------------------------------------------------
 
 
 class Users:
-    """The users of one broker. The directory of seeds is the truth; the broker's list of users is made from it.
+    """The users of one broker. The directory of keys is the truth; the broker's list of users is made from it.
+
+    `<user>.nk` holds a seed, `<user>.pub` the public key of a user whose seed is elsewhere.
 
     Blocking; threads take turns.
     """
@@ -155,6 +177,12 @@ class Users:
                     self._public[path.stem] = _public_key(path)
                 except nkeys.NkeysError:
                     self._damaged(path)
+            for path in sorted(self._seeds.glob(f"{_GUEST}*.pub")):
+                key = path.read_text().strip()
+                if _is_user(path.stem) and nkey.is_user(key):
+                    self._public[path.stem] = key
+                else:
+                    log.warning("key_of_nobody", file=str(path), next="it is ignored; delete it")
             for user in (*USERS, SYSTEM):
                 self.add(user)
             self.write()
@@ -176,11 +204,23 @@ class Users:
                 self._public[user] = _public_key(path)
             return path
 
+    def admit(self, user: str, public_key: str) -> None:
+        """The user has this key and no other; the broker knows it after the next `write` and reload."""
+        with self._turn:
+            if self._public.get(user) == public_key:
+                return
+            replace_file(self._key(user), public_key.encode() + b"\n")
+            self._public[user] = public_key
+
     def remove(self, user: str) -> None:
-        """Delete the user's seed; the broker refuses the user after the next `write` and reload."""
+        """Delete what there is of the user; the broker refuses the user after the next `write` and reload."""
         with self._turn:
             self._public.pop(user, None)
             delete_file(self.seed(user))
+            delete_file(self._key(user))
+
+    def _key(self, user: str) -> Path:
+        return self._seeds / f"{user}.pub"
 
     def write(self) -> str:
         """Write the accounts that the broker's configuration includes: public keys and rights, no secret.
@@ -208,12 +248,7 @@ class Users:
 
 def _is_user(name: str) -> bool:
     """What names a guest becomes part of its rights, so nothing but an instance's id is taken."""
-    if not name.startswith(_GUEST):
-        return name in USERS or name == SYSTEM
-    try:
-        return guest_user(UUID(name.removeprefix(_GUEST))) == name
-    except ValueError:
-        return False
+    return name in USERS or name == SYSTEM or guest_of(name) is not None
 
 
 def _entry(user: str, public_key: str) -> str:
@@ -247,7 +282,7 @@ class Reloads(Protocol):
 
 
 class GuestCredentials:
-    """Issues and revokes the credentials of guests. Both calls may be repeated; both hold when they return.
+    """Issues, admits and revokes the credentials of guests. Calls may be repeated; they hold when they return.
 
     Many calls at once share one reload. All file work is done by one thread, in the order of the calls: a call that
     was cancelled half way cannot undo a later one.
@@ -267,8 +302,13 @@ class GuestCredentials:
         await self._apply_changes()
         return path
 
+    async def admit(self, instance_id: UUID, public_key: str) -> None:
+        """The broker accepts this key as the guest's, and has dropped connections under another."""
+        await self._in_thread(self._broker.users.admit, guest_user(instance_id), public_key)
+        await self._apply_changes()
+
     async def revoke(self, instance_id: UUID) -> None:
-        """The guest's seed is gone, the broker refuses it, and has dropped its connections."""
+        """The guest's key is gone, the broker refuses it, and has dropped its connections."""
         await self._in_thread(self._broker.users.remove, guest_user(instance_id))
         await self._apply_changes()
 

@@ -1,4 +1,4 @@
-"""The embedded broker: one nats-server of our own on the loopback address, which syncs before it acknowledges.
+"""The embedded broker: one nats-server of our own, on the loopback by default, which syncs before it acknowledges.
 
 Guarantees that at most one server runs on a state directory, that it comes back when it dies or hangs, and that it
 outlives the process that started it, so that publishers go on publishing; the next process adopts it. It is one
@@ -16,7 +16,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -30,7 +29,8 @@ from nats.aio.client import Client
 
 from engine.broker import MAX_MESSAGE, MIB, BrokerError, BrokerSettings, connect
 from engine.credentials import SYSTEM, Users, inbox_prefix
-from engine.private_files import replace_file
+from engine.listening import Listening, PortTakenError
+from engine.private_files import delete_file, replace_file
 from engine.state import StateDirectory
 
 log = structlog.get_logger(__name__)
@@ -39,7 +39,6 @@ DEFAULT_PORT = 4222
 DEFAULT_STORAGE = 4096 * MIB  # above the sum of what the streams may hold
 
 _MEMORY = 256 * MIB  # leases and the state of readers
-_HOST = "127.0.0.1"
 _PORTS = range(15000, 32000)  # below those that the kernel gives to outgoing connections
 _READY_WITHIN = 60.0  # recovery reads the whole storage
 _RELOADED_WITHIN = 30.0
@@ -65,11 +64,13 @@ class EmbeddedBroker:
         state: StateDirectory,
         port: int | None = DEFAULT_PORT,
         *,
+        listening: Listening | None = None,
         storage: int = DEFAULT_STORAGE,
         patience: float = 60.0,
     ) -> None:
         self.users = Users(state.credentials, state.broker / "accounts.conf")
         self._directory = state.broker
+        self._listening = listening or Listening()
         self._wanted_port = port or None
         self._port: int | None = None
         self._storage = storage
@@ -82,10 +83,14 @@ class EmbeddedBroker:
 
     @property
     def url(self) -> str:
-        """Where agents and publishers on this machine find it. Known once started."""
+        """Where agents and publishers find it. Known once started."""
+        return self._listening.url(self._known_port)
+
+    @property
+    def _known_port(self) -> int:
         if self._port is None:
             raise RuntimeError("the embedded broker has no address before it was started")
-        return f"nats://{_HOST}:{self._port}"
+        return self._port
 
     @property
     def pid(self) -> int:
@@ -99,7 +104,7 @@ class EmbeddedBroker:
 
     def settings(self, user: str) -> BrokerSettings:
         """How to connect as one of its users, together with `credentials.inbox_prefix`."""
-        return BrokerSettings(url=self.url, seed_file=self.users.seed(user))
+        return BrokerSettings(url=self.url, seed_file=self.users.seed(user), tls_ca=self._listening.ca)
 
     async def start(self) -> None:
         """Return once a healthy server of ours runs with this configuration: the one left running, or a new one."""
@@ -109,13 +114,13 @@ class EmbeddedBroker:
             self._port = known or random.choice(_PORTS)  # noqa: S311 - no secret
             try:
                 await self._start_once()
-            except _PortTakenError:
+            except PortTakenError:
                 if known is not None:
                     raise
             else:
-                await asyncio.to_thread(replace_file, self._directory / "port", f"{self._port}\n".encode())
+                await asyncio.to_thread(self._remember)
                 return
-        raise _PortTakenError(f"none of 20 ports tried between {_PORTS.start} and {_PORTS.stop} is free")
+        raise PortTakenError(f"none of 20 ports tried between {_PORTS.start} and {_PORTS.stop} is free")
 
     async def supervise(self) -> None:
         """Replace the server whenever it dies or gives no sign of health; runs until cancelled."""
@@ -195,7 +200,7 @@ class EmbeddedBroker:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return None
-            self._check_port()
+            self._listening.check_free(self._known_port)
             with (self._directory / "stderr").open("wb") as complaints:
                 self._child = subprocess.Popen(
                     [_binary(), "-c", str(self.config)],
@@ -230,6 +235,10 @@ class EmbeddedBroker:
     def _check_same(self, found: psutil.Process) -> None:
         if found.exe() != _binary():
             raise BrokerError("broker_outdated", f"it runs {found.exe()} rather than {_binary()}")
+        with contextlib.suppress(FileNotFoundError):
+            listens = (self._directory / "url").read_text().strip()
+            if listens != self.url:
+                raise BrokerError("broker_elsewhere", f"it listens on {listens} rather than on {self.url}")
         ports = {each.laddr.port for each in found.net_connections("tcp4") if each.status == psutil.CONN_LISTEN}
         if ports and self._port not in ports:
             raise BrokerError("broker_elsewhere", f"it listens on {ports} rather than on {self._port}")
@@ -250,7 +259,7 @@ class EmbeddedBroker:
         while (left := deadline - time.monotonic()) > 0:
             if not self._alive():
                 raise BrokerError("broker_ended", f"nats-server ended while it started: {self._complaint()}")
-            if not await asyncio.to_thread(self._listens):
+            if not await asyncio.to_thread(self._listening.answers, self._known_port):
                 await asyncio.sleep(0.02)
                 continue
             if self._system is None:
@@ -340,7 +349,7 @@ class EmbeddedBroker:
         at = {name: json.dumps(str(self._directory / name)) for name in ("nats-server.pid", "nats-server.log", "data")}
         content = f"""# Written at every start; changes made here are lost.
 server_name: holdfast
-listen: "{_HOST}:{self._port}"
+{self._listening.config(self._known_port)}
 pid_file: {at["nats-server.pid"]}
 log_file: {at["nats-server.log"]}
 log_size_limit: {10 * MIB}
@@ -359,27 +368,20 @@ accounts {{ include "accounts.conf" }}
 """
         replace_file(self.config, content.encode())
 
+    def _remember(self) -> None:
+        """For the next start, and for whoever looks for it on this machine."""
+        replace_file(self._directory / "port", f"{self._port}\n".encode())
+        replace_file(self._directory / "url", f"{self.url}\n".encode())
+        if self._listening.ca is None:
+            delete_file(self._directory / "ca.pem")
+        else:
+            replace_file(self._directory / "ca.pem", self._listening.ca.read_bytes())
+
     def _remembered_port(self) -> int | None:
         try:
             return int((self._directory / "port").read_text())
         except FileNotFoundError:
             return None
-
-    def _check_port(self) -> None:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((_HOST, self._port))
-            except OSError as e:
-                raise _PortTakenError(
-                    f"port {self._port} of {_HOST}, where agents and publishers look for the broker, cannot be had "
-                    f"({e.strerror}); stop the program that has it, or start with another port"
-                ) from None
-
-    def _listens(self) -> bool:
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            return probe.connect_ex((_HOST, self._port)) == 0
 
     def _takes_nothing(self) -> bool:
         """Whether a full disk has made it refuse all that comes, and need not any more.
@@ -414,11 +416,6 @@ accounts {{ include "accounts.conf" }}
                 if lines:
                     return lines[-1][-500:]
         return "it said nothing"
-
-
-class _PortTakenError(BrokerError):
-    def __init__(self, message: str) -> None:
-        super().__init__("broker_port_taken", message)
 
 
 def _binary() -> str:

@@ -7,7 +7,7 @@ the vault.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from typing import Annotated, Any, Protocol
 from uuid import UUID, uuid4
 
@@ -88,8 +88,15 @@ class Vault(Protocol):
         ...
 
 
-DOWNTIME = {"restart": "restart", "reboot": "restart", "resize_flavor": "restart", "migrate": "restart"}
+RESTARTING = {"restart", "reboot", "resize_flavor", "migrate", "rebuild"}
 FULL = {"stop_instance", "delete_instance"}
+
+
+def _downtime(command: str, effects: Set[str]) -> str:
+    if command in FULL:
+        return "full"
+    # An extension stops the database only where its volume cannot be extended in use.
+    return "restart" if command in RESTARTING or "StopDatabase" in effects else "none"
 
 
 class Endpoints:
@@ -205,7 +212,7 @@ class Endpoints:
         return PlanReply(
             accepted=True,
             plan=[PlanStep(state=state, effect=effect.type_name) for state, effect in effects],
-            downtime="full" if running in FULL else DOWNTIME.get(running, "none"),
+            downtime=_downtime(running, {effect.type_name for _, effect in effects}),
             makes=[e.type_name.removeprefix("Ensure").lower() for _, e in effects if e.type_name.startswith("Ensure")],
             frees=[e.type_name.removesuffix("Absent").lower() for _, e in effects if e.type_name.endswith("Absent")],
         )

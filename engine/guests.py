@@ -19,6 +19,7 @@ from aggregates.effects import (
     GrowFileSystem,
     GuestEffect,
     PrepareDatabase,
+    RebuildDatabase,
     RestartDatabase,
     StartDatabase,
     StopDatabase,
@@ -34,6 +35,7 @@ from engine.messages import (
     GuestUser,
     GuestVerb,
     PrepareArgs,
+    RebuildArgs,
     StartArgs,
     guest_subject,
 )
@@ -86,10 +88,15 @@ class Guests:
         finally:
             self._waited_for -= 1
 
-    async def _pay(self, effect: GuestEffect, key: str) -> Mapping[str, Any]:
+    async def _pay(self, effect: GuestEffect, key: str) -> Mapping[str, Any]:  # noqa: PLR0911 - a table
         match effect:
             case PrepareDatabase():
                 return await self._call(effect, GuestVerb.PREPARE, key, await self._prepare_args(effect))
+            case RebuildDatabase():
+                args = RebuildArgs(
+                    ram=effect.ram, volume_size=effect.volume_size, port=effect.port, overrides=effect.overrides
+                )
+                return await self._call(effect, GuestVerb.REBUILD, key, args)
             case StartDatabase():
                 return await self._call(
                     effect, GuestVerb.START, key, StartArgs(ram=effect.ram, overrides=effect.overrides)

@@ -19,6 +19,7 @@ PREFIX = "holdfast.v1"
 LOG_SUBJECT = f"{PREFIX}.log"  # among workers: there is more in the log
 MAX_BODY = 256 * 1024  # bytes of a command's body; the broker's own limit lies above it
 PARTITIONS = 64  # fixed for life: another number would reorder the commands of an aggregate
+PUBLIC_KEY_PATTERN = r"^U[A-Z2-7]{55}$"  # of a user, as NKeys are written
 PROJECT_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 
 EVERY_PROJECT = "$all"  # in the subject of a query about the whole installation; no project can be named so
@@ -186,6 +187,7 @@ class GuestVerb(StrEnum):
     """All that an agent can be asked; there is no shell among them."""
 
     PREPARE = "prepare"
+    REBUILD = "rebuild"
     STOP = "stop"
     START = "start"
     RESTART = "restart"
@@ -234,6 +236,15 @@ class PrepareArgs(msgspec.Struct, frozen=True, kw_only=True):
     overrides: dict[str, str]
 
 
+class RebuildArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """Arguments of `rebuild`: the data that lie on the volume are served again, at this TCP port. Units as above."""
+
+    ram: int
+    volume_size: int
+    port: int
+    overrides: dict[str, str]
+
+
 class GuestUser(msgspec.Struct, frozen=True, kw_only=True):
     """A database user with its password; lives in memory and on a local socket only."""
 
@@ -256,6 +267,39 @@ class GrowArgs(msgspec.Struct, frozen=True, kw_only=True):
     volume_size: int
 
 
+# --- enrolment ----------------------------------------------------------------------------------------------------
+
+
+class EnrolRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a new machine sends on `holdfast.v1.enrol`: it asks that its own key may speak for its instance.
+
+    `public_key`: the NKey that the agent made for itself. `token`: the public half of the one-time token in its user
+    data. `proof`: the token's signature, in base64, under `enrolment_claim`: the token itself is never sent, and who
+    overhears the request can only repeat it.
+    """
+
+    instance_id: UUID
+    public_key: Annotated[str, Meta(pattern=PUBLIC_KEY_PATTERN)]
+    token: Annotated[str, Meta(pattern=PUBLIC_KEY_PATTERN)]
+    proof: Annotated[str, Meta(max_length=128)]
+
+
+class EnrolReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the broker takes the agent's key from now on; if not, a stable `code` and what to do about it."""
+
+    accepted: bool
+    code: str | None = None
+    message: str | None = None
+
+
+def enrolment_claim(instance_id: UUID, public_key: str) -> bytes:
+    """What a token signs."""
+    return f"holdfast enrolment v1\n{instance_id}\n{public_key}".encode()
+
+
+# --- subjects -----------------------------------------------------------------------------------------------------
+
+
 def command_filter() -> str:
     """The subjects that the command stream takes: exactly this number of tokens."""
     return f"{PREFIX}.cmd.*.*.*.*"
@@ -269,6 +313,11 @@ def heartbeat_subject(instance_id: UUID | str) -> str:
 def guest_subject(instance_id: UUID | str, verb: str) -> str:
     """Where the agent of an instance is asked."""
     return f"{PREFIX}.guest.{instance_id}.{verb}"
+
+
+def enrolment_subject() -> str:
+    """Where new machines present themselves."""
+    return f"{PREFIX}.enrol"
 
 
 def event_subject(project: str, kind: str, aggregate_id: UUID, name: str) -> str:

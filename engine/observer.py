@@ -1,11 +1,12 @@
-"""The observer: looks now and then at all that the cloud holds, and removes what is surplus.
+"""The observer: looks now and then at all that the cloud holds, removes what is surplus, and notes what was changed.
 
 What no fence and no later look of an operation has caught is found here: a call carried out after everybody had
 reckoned with it. It is level-triggered: each look compares what there is with what the log says, so whatever dies in
 between, the next look goes on. It removes only what bears the exact name of an instance in this log and can never be
 recorded as that instance's own, so a second observer, or one that wakes up late, removes nothing else either.
 
-Lists may be old, so only what two looks in a row agree about counts.
+What an instance has and somebody else has changed or lost is noted on it, and nothing is done about it. Lists may be
+old, so only what two looks in a row agree about counts.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from aggregates import observation
 from aggregates.base import Event
 from aggregates.effects import Effect, ResourceAbsent
 from aggregates.instance import Instance
+from aggregates.instance_events import InstanceRequested
+from aggregates.observation import Look
 from aggregates.resources import Resource
 from engine import crash_points
 from engine.clock import Now, utc_now
@@ -68,8 +71,9 @@ class Observer(Listener):
         self._now = now
         self._jitter = jitter
         self._gained: set[str] = set()
+        self._living: set[UUID] = set()  # those that are not deleted, of which the cloud need not show anything
         self._unfinished: set[UUID] = set()  # those with surplus on record, which the cloud need not show any more
-        self._seen_once: dict[UUID, frozenset[str]] = {}
+        self._before: dict[UUID, Look] = {}  # what the last look has shown, where not all was as believed
         self._agreed: dict[UUID, int] = {}  # what was seen, and needs no second comparison while nothing changes
         store.listen(self._on_commit)
 
@@ -93,21 +97,29 @@ class Observer(Listener):
     def lost(self, ranges: Collection[str]) -> None:
         """Forget what was seen there: others act on it from now on."""
         self._gained.difference_update(ranges)
-        for known in (self._seen_once, self._agreed):
+        for known in (self._before, self._agreed):
             for instance_id in [each for each in known if range_of_aggregate(each) in ranges]:
                 del known[instance_id]
+        self._living = {each for each in self._living if range_of_aggregate(each) not in ranges}
         self._unfinished = {each for each in self._unfinished if range_of_aggregate(each) not in ranges}
 
     def _on_commit(self, events: Sequence[Event]) -> None:
         for event in events:
             self._agreed.pop(event.originator_id, None)
+            if isinstance(event, InstanceRequested):
+                self._living.add(event.originator_id)
+            elif getattr(event, "state", None) == "DELETED":
+                self._living.discard(event.originator_id)
 
     async def look(self) -> None:
         """Look once. Raises `PayError` when the cloud does not say what it holds."""
         gained, self._gained = self._gained, set()
         if gained:
-            found = await self._store.with_surplus()
-            self._unfinished |= {each for each in found if range_of_aggregate(each) in gained}
+            for known, found in (
+                (self._unfinished, await self._store.with_surplus()),
+                (self._living, await self._store.living()),
+            ):
+                known |= {each for each in found if range_of_aggregate(each) in gained}
         seen: dict[UUID, list[Resource]] = defaultdict(list)
         for resource in await self._cloud.inventory():
             if resource.instance_id is not None:
@@ -135,14 +147,15 @@ class Observer(Listener):
 
     async def _ours(self, seen: Mapping[UUID, Sequence[Resource]]) -> list[UUID]:
         """Those to compare: of this log, in our ranges, and not as they were when all agreed."""
-        self._agreed = {each: agreed for each, agreed in self._agreed.items() if each in seen}
+        concerned = seen.keys() | self._living | self._unfinished | self._before.keys()
+        self._agreed = {each: agreed for each, agreed in self._agreed.items() if each in concerned}
         wanted = {
             instance_id
-            for instance_id in seen.keys() | self._seen_once.keys() | self._unfinished
+            for instance_id in concerned
             if self._ownership.serves(range_of_aggregate(instance_id))
-            and (instance_id not in self._agreed or self._agreed[instance_id] != _view(seen[instance_id]))
+            and self._agreed.get(instance_id) != _view(seen.get(instance_id, ()))
         }
-        strangers = {each for each in wanted if each not in self._hot}
+        strangers = {each for each in wanted - self._living if each not in self._hot}
         return sorted(wanted - strangers | (await self._store.existing(strangers) if strangers else set()))
 
     async def _look_at(self, instance_id: UUID, seen: Sequence[Resource]) -> tuple[Resource, ...]:
@@ -150,22 +163,21 @@ class Observer(Listener):
             instance = turn.aggregate
             if not isinstance(instance, Instance):
                 return ()
-            found = observation.surplus(instance, seen)
-            before = self._seen_once.pop(instance_id, frozenset())
-            for resource in found:
-                if resource.id in before:
-                    observation.note_surplus(instance, resource, at=self._now())
-            await self._hot.commit(turn)
-            on_record = instance.surplus
-            if found:
-                self._seen_once[instance_id] = frozenset(each.id for each in found)
-            if on_record:
+            self._agreed.pop(instance_id, None)
+            before, now = self._before.pop(instance_id, None), observation.look(instance, seen)
+            if now is not None:
+                observation.note(instance, before, now, at=self._now())
+                await self._hot.commit(turn)
+                if not now.agrees or instance.drift:
+                    self._before[instance_id] = now
+                elif not instance.surplus:
+                    self._agreed[instance_id] = _view(seen)
+            if instance.surplus:
                 self._unfinished.add(instance_id)
             else:
                 self._unfinished.discard(instance_id)
-            if not found and not on_record and instance.operation is None:
-                self._agreed[instance_id] = _view(seen)
-            return on_record
+            surplus: tuple[Resource, ...] = instance.surplus
+            return surplus
 
     # --- removing -------------------------------------------------------------------------------------------------
 

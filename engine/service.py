@@ -22,14 +22,17 @@ from nats.aio.client import Client
 from aggregates.base import Event
 from engine import crash_environment
 from engine.broker import BrokerError, BrokerSettings, connect, ensure_streams, require_durable, shown
+from engine.callout import Callout
 from engine.clouds.local import LocalCloud
 from engine.clouds.port import Cloud
 from engine.clouds.simulated import SimulatedGuests
 from engine.clouds.simulated.client import FarSide, RemoteCloud
 from engine.credentials import GuestCredentials, inbox_prefix
 from engine.embedded import DEFAULT_PORT, EmbeddedBroker
-from engine.guest.datastores.catalogue import available
+from engine.enrolment import Access, Enrolment
+from engine.guest.datastores.catalogue import KNOWN, available
 from engine.guests import Guests
+from engine.listening import Listening
 from engine.observer import OBSERVE_EVERY
 from engine.payer import GuestPort
 from engine.state import StateDirectory
@@ -45,20 +48,24 @@ from projections.run import run_projector
 log = structlog.get_logger(__name__)
 
 LOCAL = "local"
+OPENSTACK = "openstack"
 SIMULATED = "simulated:"
+CALLOUT_ACCOUNT = "HOLDFAST"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process is told. `broker` None: the embedded one on `port`. `store_url` None: SQLite in the state.
+    """What a process is told. `broker` None: the embedded one, `listening` on `port`. `store_url` None: SQLite.
 
     `durable_broker`: the operator vouches that a broker which is not ours keeps what it acknowledges.
-    `guest_seed`: the NKey seed that guests use with such a broker. `cloud`: `local`, or `simulated:` and the path of a
-    socket.
+    `guest_seed`: the NKey seed that guests use with such a broker, or enrol with. `callout_seed`: that of the account
+    key by which it lets guests of `callout_account` in. `cloud`: `local`; `openstack`, or with a colon and
+    the name of an entry of clouds.yaml, as `cloud_config` says; or `simulated:` and the path of a socket.
     """
 
     state: Path
     broker: BrokerSettings | None = None
     port: int | None = DEFAULT_PORT
+    listening: Listening = Listening()
     store_url: str | None = None
     run_as: tuple[int, int] | None = None
     mount: bool = True
@@ -66,7 +73,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     observe_every: float = OBSERVE_EVERY
     durable_broker: bool = False
     guest_seed: Path | None = None
+    callout_seed: Path | None = None
+    callout_account: str = CALLOUT_ACCOUNT
     cloud: str = LOCAL
+    cloud_config: Path | None = None
 
     def store(self) -> str:
         """The event store's URL."""
@@ -83,6 +93,10 @@ class SharedCredentials:
         """The operator's seed file for guests."""
         del instance_id
         return self._seed_file
+
+    async def admit(self, instance_id: UUID, public_key: str) -> None:
+        """The broker's operator admits it."""
+        log.info("credentials_are_the_operators", instance_id=str(instance_id), key=public_key)
 
     async def revoke(self, instance_id: UUID) -> None:
         """The broker's operator revokes it."""
@@ -153,7 +167,7 @@ class _Process:
 
     async def start_broker(self) -> EmbeddedBroker:
         """The embedded broker, running and supervised."""
-        broker = EmbeddedBroker(self.state, self._settings.port)
+        broker = EmbeddedBroker(self.state, self._settings.port, listening=self._settings.listening)
         await broker.start()
         self._stack.push_async_callback(broker.stop)
         self.add("broker", broker.supervise())
@@ -193,9 +207,15 @@ class _Process:
             far_side = FarSide(Path(settings.cloud.removeprefix(SIMULATED)))
             cloud = RemoteCloud(far_side, in_flight=settings.in_flight)
             return cloud, SimulatedGuests(agents=far_side, secrets=vault)
+        kind, _, named = settings.cloud.partition(":")
+        if kind == OPENSTACK:
+            return self._openstack(named or None, client, broker), Guests(client, vault)
         if settings.cloud != LOCAL:
-            raise ValueError(f"there is no cloud {settings.cloud}: say {LOCAL}, or {SIMULATED}<path of a socket>")
-        ca = None if broker is not None else self._foreign().tls_ca
+            raise ValueError(
+                f"there is no cloud {settings.cloud}: say {LOCAL}, {OPENSTACK}[:<entry of clouds.yaml>], "
+                f"or {SIMULATED}<path of a socket>"
+            )
+        ca = self._foreign().tls_ca if broker is None else self._settings.listening.ca
         local = LocalCloud(
             self.state.cloud,
             nats_url=self.url(broker),
@@ -207,6 +227,31 @@ class _Process:
             in_flight=settings.in_flight,
         )
         return local, Guests(client, vault)
+
+    def _openstack(self, named: str | None, client: Client, broker: EmbeddedBroker | None) -> Cloud:
+        # Both take longer to import than all the rest, and few processes need them.
+        from engine.clouds.openstack import OpenStackCloud, load_config  # noqa: PLC0415
+
+        if self._settings.cloud_config is None:
+            raise ValueError("OpenStack needs to be told of its networks at least: say --cloud-config FILE")
+        config = load_config(self._settings.cloud_config, cloud=named)
+        enrolment = self._enrolment(client, broker)
+        self.add("enrolment", enrolment.run())
+        return OpenStackCloud(config, enrolment=enrolment, datastores=KNOWN)
+
+    def _enrolment(self, client: Client, broker: EmbeddedBroker | None) -> Enrolment:
+        if broker is not None:
+            told = broker.settings("enrol")
+            access = Access(url=told.url, ca=_text(told.tls_ca), seed=_text(told.seed_file))
+            return Enrolment(client, GuestCredentials(broker), lambda: access)
+        foreign, seed = self._foreign(), self._settings.guest_seed
+        access = Access(url=foreign.url, ca=_text(foreign.tls_ca), seed=_text(seed))
+        issuer = _text(self._settings.callout_seed)
+        if issuer is None:
+            return Enrolment(client, SharedCredentials(seed), lambda: access)
+        callout = Callout(client, issuer, self._settings.callout_account)
+        self.add("callout", callout.run())
+        return Enrolment(client, callout, lambda: access)
 
     def url(self, broker: EmbeddedBroker | None) -> str:
         """Where agents find the broker."""
@@ -255,6 +300,10 @@ async def rebuild_models(settings: Settings, names: Sequence[str]) -> None:
     finally:
         await asyncio.to_thread(models.close)
         events.close()
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else path.read_text(encoding="ascii").strip()
 
 
 class _Nudge:

@@ -219,17 +219,16 @@ class Settler(Listener):
                 log.info("settler_lost_a_version", aggregate_id=str(aggregate_id), error=str(lost))
 
     async def _take_up(self, turn: Turn) -> None:
-        """Reckon with a call of whoever paid before: an operation that began here had no such state first.
+        """Reckon with a call of whoever paid before: for an operation that began here, that is nobody.
 
-        No state that begins an operation makes anything, so one that does was entered by an earlier task; so was the
-        one before a state that was entered by a command in the middle of an operation.
+        But who entered a state by a command in the middle of an operation comes after who paid for the one before.
         """
         owed = _owed(turn)
         begun_here = turn.aggregate_id in self._begun
         self._begun.discard(turn.aggregate_id)
         if owed is not None and not begun_here:
             self._doubt(owed, self._latest_effect.total_seconds(), self._latest_effect.total_seconds())
-        if owed is not None and (owed.effect.makes or turn.aggregate.overtaken):
+        if owed is not None and ((owed.effect.makes and not begun_here) or turn.aggregate.overtaken):
             self._note_unanswered(turn.aggregate, owed.effect)
             await self._hot.commit(turn)
 

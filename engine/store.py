@@ -27,7 +27,7 @@ from eventsourcing.persistence import IntegrityError, PersistenceError, StoredEv
 
 from aggregates.base import Event
 from aggregates.health import Health, HealthForgotten, HealthWatched
-from aggregates.instance_events import SurplusDeleted, SurplusFound
+from aggregates.instance_events import InstanceRequested, OrphanDisowned, QuotaReleased, SurplusDeleted, SurplusFound
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from aggregates.snapshots import Snapshot
 from engine.clock import monotonic
@@ -174,14 +174,28 @@ class EventLog:
 
     def with_surplus(self) -> set[UUID]:
         """The instances of which more was found to be surplus than is gone."""
-        topics = [SurplusFound.TOPIC, SurplusDeleted.TOPIC]
+        topics = [SurplusFound.TOPIC, OrphanDisowned.TOPIC, SurplusDeleted.TOPIC]
         left: Counter[UUID] = Counter()
         after = 0
         while page := self.recorder.select_notifications(after, 1000, topics=topics, inclusive_of_start=False):
             for notification in page:
-                left[_uuid(notification.originator_id)] += 1 if notification.topic == SurplusFound.TOPIC else -1
+                left[_uuid(notification.originator_id)] += -1 if notification.topic == SurplusDeleted.TOPIC else 1
             after = page[-1].id
         return {instance_id for instance_id, count in left.items() if count}
+
+    def living(self) -> set[UUID]:
+        """The instances that are not deleted."""
+        topics = [InstanceRequested.TOPIC, QuotaReleased.TOPIC]
+        found: set[UUID] = set()
+        after = 0
+        while page := self.recorder.select_notifications(after, 1000, topics=topics, inclusive_of_start=False):
+            for notification in page:
+                if notification.topic == InstanceRequested.TOPIC:
+                    found.add(_uuid(notification.originator_id))
+                elif self.mapper.to_domain_event(notification).state == "DELETED":
+                    found.discard(_uuid(notification.originator_id))
+            after = page[-1].id
+        return found
 
     def _readable(self, aggregate_id: UUID) -> list[Any]:
         """The aggregate, or nothing where a newer version has written to it: that is left to others."""
@@ -452,6 +466,10 @@ class EventStore:
     async def with_surplus(self) -> set[UUID]:
         """The instances of which more was found to be surplus than is gone."""
         return await self._reading(self.log.with_surplus)
+
+    async def living(self) -> set[UUID]:
+        """The instances that are not deleted."""
+        return await self._reading(self.log.living)
 
     async def read(self, after: int, limit: int) -> list[Stored]:
         """Up to `limit` events of the log after the position; a `Stranger` for one that is not known."""

@@ -22,6 +22,7 @@ from engine.hot import HotAggregates
 from engine.inbox import Inbox
 from engine.nudges import Nudge, Nudges
 from engine.observer import OBSERVE_EVERY, Observer
+from engine.orphans import Orphans
 from engine.outbox import Outbox
 from engine.partitions import Leases, Ownership, Sole
 from engine.payer import ACTOR, GuestPort, Payer
@@ -103,6 +104,7 @@ class Worker:
             "outbox": outbox.run(),
             "health": HealthMonitor(client, store, hot, self._now, ownership).run(),
             "endpoints": Endpoints(client, store, self._vault, self._offered, ownership, self._now).run(),
+            "orphans": Orphans(client, store, hot, self._cloud, payer.pay, ownership, self._now).run(),
             "catalogue": self._refresh_catalogue(),
         }
         if self._observe_every:

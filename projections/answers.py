@@ -14,6 +14,8 @@ from uuid import UUID
 
 import msgspec
 
+from aggregates.effects import Access
+from aggregates.quota import OwnLimits
 from engine.messages import GuestStatus, Outcome, VolumeUse
 
 
@@ -50,10 +52,27 @@ class CommandAnswer(Answer, frozen=True, kw_only=True):
     finished_at: datetime | None
 
 
-class InstanceAnswer(Answer, frozen=True, kw_only=True):
-    """An instance. `ram` MiB, `volume_size` GiB; the last three fields say what led to the present state.
+class DriftAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """In what the cloud's resource differs from what is recorded of it, in words and taken apart; since when.
 
-    `lifecycle_version` is what a command may expect (`expected_version`); `version` counts every event.
+    `what`: gone, status, flavor, host, size (GiB) or detached. `believed` and `seen` as the cloud words them.
+    """
+
+    resource: str
+    id: str
+    what: str
+    believed: str | None
+    seen: str | None
+    says: str
+    since: datetime
+
+
+class InstanceAnswer(Answer, frozen=True, kw_only=True):
+    """An instance. `ram` MiB, `volume_size` GiB. `access` is what there is now, None where nobody's is guarded; in a
+    create it is what is to be. The last three fields say what led to the present state.
+
+    `drift`: in what the cloud differs from what is recorded, as it was last observed. `lifecycle_version` is what a
+    command may expect (`expected_version`); `version` counts every event.
     """
 
     id: UUID
@@ -74,6 +93,10 @@ class InstanceAnswer(Answer, frozen=True, kw_only=True):
     volume_size: int
     volume_type: str | None
     availability_zone: str | None
+    image_id: str | None
+    locality: str | None
+    public_address: str | None
+    access: Access | None
     host: str | None
     server_id: str | None
     volume_id: str | None
@@ -82,6 +105,7 @@ class InstanceAnswer(Answer, frozen=True, kw_only=True):
     operation: str | None
     parked: bool
     failure: Error | None
+    drift: tuple[DriftAnswer, ...]
     created_at: datetime
     updated_at: datetime
     deleted_at: datetime | None
@@ -157,10 +181,21 @@ class InstanceTrouble(Answer, frozen=True, kw_only=True):
     host: str | None
 
 
+class DriftTrouble(Answer, frozen=True, kw_only=True):
+    """An instance that is not, in the cloud, what it is believed to be."""
+
+    project: str
+    id: UUID
+    name: str
+    status: str
+    drift: tuple[DriftAnswer, ...]
+
+
 class TroublesAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What may need a person, the oldest first; `numbers` counts also what is not listed.
 
-    `overdue`: past its deadline and still running. `struggling`: tried many times already. `lag`: how far the slowest
+    `overdue`: past its deadline and still running. `struggling`: tried many times already. `drifted`: the cloud differs
+    from what is recorded. `lag`: how far the slowest
     read model stands behind the end of the log; `stopped`: those that stand still, and why.
     """
 
@@ -168,6 +203,7 @@ class TroublesAnswer(msgspec.Struct, frozen=True, kw_only=True):
     overdue: tuple[OperationTrouble, ...]
     struggling: tuple[OperationTrouble, ...]
     down: tuple[InstanceTrouble, ...]
+    drifted: tuple[DriftTrouble, ...]
     numbers: dict[str, int]
     lag: int = 0
     stopped: dict[str, str] = {}
@@ -217,11 +253,16 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QuotaAnswer(Answer, frozen=True, kw_only=True):
-    """What the project's instances hold together, and each of them (up to 1000)."""
+    """What the project holds together, and each of its instances (up to 1000).
+
+    `limits` are those that were set for the project; where they are None the catalogue's hold (`catalogue.get`).
+    """
 
     instances: int
     ram: int
     volumes: int
+    backups: int
+    limits: OwnLimits
     held: tuple[Holding, ...]
 
 

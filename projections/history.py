@@ -9,6 +9,7 @@ import sqlite3
 from typing import Any
 from uuid import UUID
 
+from aggregates.instance_events import Observed
 from projections.answers import HistoryAnswer
 from projections.base import Model, StoredEvent, as_json, stamp
 from projections.listing import Listing, found
@@ -108,6 +109,8 @@ def _context(rows: Rows, stored: StoredEvent, kind: str) -> dict[str, Any]:
         )
     row = rows.get("history_aggregates", key)
     by = getattr(event, "intervention", None)
+    if isinstance(event, Observed):  # nobody's, but for what somebody asked for
+        row = {**row, "operation_id": None, "command": None, "actor": getattr(event, "actor", None)}
     return {
         **{name: row[name] for name in ("project", "instance_id", "operation_id", "command", "actor")},
         **({"instance_id": str(about)} if about else {}),
@@ -122,4 +125,5 @@ MODEL = Model(
     indexes=INDEXES,
     kinds=frozenset({"instance", "quota", "health", "command"}),
     apply=apply,
+    revision=2,
 )

@@ -8,11 +8,25 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
+import msgspec
+
 from aggregates.base import Intervention, LateOutcome, OperationParked, RetryRequested, StepSkipped, Transitioned
 from aggregates.catalogue import Flavor
+from aggregates.effects import Access
 from aggregates.health import HealthChanged, HealthStatus, HealthWatched
-from aggregates.instance_events import InstanceRequested, PortDeleted, ServerDeleted, VolumeDeleted
-from projections.answers import Error, InstanceAnswer
+from aggregates.instance_events import (
+    NOTHING,
+    DriftFound,
+    DriftGone,
+    InstanceRequested,
+    Observed,
+    OrphanAdopted,
+    PortDeleted,
+    ServerDeleted,
+    VolumeDeleted,
+)
+from aggregates.resources import Resource, ResourceKind
+from projections.answers import DriftAnswer, Error, InstanceAnswer
 from projections.base import Model, StoredEvent, as_json, stamp
 from projections.listing import Listing, found
 from projections.rows import Rows
@@ -25,11 +39,13 @@ TABLES = {
         trove_status TEXT NOT NULL, operating_status TEXT NOT NULL, health TEXT NOT NULL,
         flavor_id TEXT NOT NULL, flavor TEXT NOT NULL, vcpus INTEGER NOT NULL, ram INTEGER NOT NULL,
         datastore TEXT NOT NULL, datastore_version TEXT NOT NULL, address TEXT, port INTEGER,
-        volume_size INTEGER NOT NULL, volume_type TEXT, availability_zone TEXT, host TEXT, server_id TEXT,
+        volume_size INTEGER NOT NULL, volume_type TEXT, availability_zone TEXT, image_id TEXT, locality TEXT,
+        public_address TEXT, access TEXT, host TEXT, server_id TEXT,
         volume_id TEXT, port_id TEXT, operation_id TEXT, operation TEXT, parked INTEGER NOT NULL DEFAULT 0,
-        failure TEXT, created_at TEXT NOT NULL, updated_at TEXT NOT NULL, deleted INTEGER NOT NULL DEFAULT 0,
-        deleted_at TEXT, version INTEGER NOT NULL, lifecycle_version INTEGER NOT NULL, last_event TEXT NOT NULL,
-        last_command TEXT NOT NULL, last_actor TEXT NOT NULL)""",
+        failure TEXT, drift TEXT NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
+        deleted INTEGER NOT NULL DEFAULT 0, deleted_at TEXT, version INTEGER NOT NULL,
+        lifecycle_version INTEGER NOT NULL, last_event TEXT NOT NULL, last_command TEXT NOT NULL,
+        last_actor TEXT NOT NULL)""",
     "instance_healths": """CREATE TABLE instance_healths (
         health_id TEXT PRIMARY KEY, instance_id TEXT NOT NULL, health TEXT NOT NULL) WITHOUT ROWID""",
 }
@@ -56,7 +72,7 @@ LISTING = Listing(
     default={"deleted": 0},
 )
 # Facts of events that are columns under the same name.
-_FACTS = ("address", "port", "port_id", "volume_id", "server_id", "host", "volume_size")
+_FACTS = ("address", "public_address", "port", "port_id", "volume_id", "server_id", "host", "volume_size", "image_id")
 # What is gone is no longer shown as held.
 _GONE: dict[type[Any], dict[str, None]] = {
     ServerDeleted: {"server_id": None, "host": None},
@@ -91,6 +107,8 @@ def apply(rows: Rows, stored: StoredEvent) -> None:
             _update(rows, stored, {"parked": 1})
         case RetryRequested():
             _update(rows, stored, {"parked": 0})
+        case Observed():
+            _observed(rows, stored)
         case StepSkipped():
             _update(rows, stored, _because(event.intervention))
         case _:
@@ -118,6 +136,10 @@ def _insert(rows: Rows, stored: StoredEvent) -> None:
             "volume_size": event.volume_size,
             "volume_type": event.volume_type,
             "availability_zone": event.availability_zone,
+            "image_id": event.image_id,
+            "locality": event.locality,
+            "access": _access(event.access),
+            "drift": "[]",
             "operation_id": str(event.operation.id),
             "operation": event.operation.command,
             "created_at": stamp(event.timestamp),
@@ -148,6 +170,8 @@ def _transition(rows: Rows, stored: StoredEvent) -> None:
     if word == "ACTIVE":
         row = rows.get("instances", (str(stored.aggregate_id),))
         change["operating_status"] = operating_status(word, row["health"])
+    if hasattr(event, "access"):
+        change["access"] = _access(event.access)
     if hasattr(event, "flavor"):
         change.update(_flavor(event.flavor))
     if hasattr(event, "failure"):
@@ -163,9 +187,37 @@ def _transition(rows: Rows, stored: StoredEvent) -> None:
         change.update(operation_id=None, operation=None)
     if (intervention := getattr(event, "intervention", None)) is not None:
         change.update(_because(intervention))
+    if word in NOTHING:
+        change.update(drift="[]")
     if word == "DELETED":
         change.update(deleted=1, deleted_at=stamp(event.timestamp))
     _update(rows, stored, change)
+
+
+def _observed(rows: Rows, stored: StoredEvent) -> None:
+    """What was seen in the cloud leads to no state, so when it was updated last is not touched."""
+    key, event = (str(stored.aggregate_id),), stored.event
+    change: dict[str, Any] = {"version": stored.version}
+    if isinstance(event, (DriftFound, DriftGone)):
+        known = msgspec.json.decode(rows.get("instances", key)["drift"], type=list[DriftAnswer])
+        drift = [each for each in known if (each.resource, each.what) != event.drift.about]
+        if isinstance(event, DriftFound):
+            told = msgspec.structs.asdict(event.drift)
+            drift.append(DriftAnswer(**told, says=str(event.drift), since=event.timestamp))
+        change["drift"] = as_json(drift)
+    if isinstance(event, OrphanAdopted):
+        change.update(_adopted(rows.get("instances", key)["drift"], event.found))
+    rows.update("instances", key, change)
+
+
+def _adopted(drift: str, found: Resource) -> dict[str, Any]:
+    known = [each for each in msgspec.json.decode(drift, type=list[DriftAnswer]) if each.resource != found.kind]
+    change: dict[str, Any] = {"drift": as_json(known)}
+    if f"{found.kind}_id" in _FACTS:
+        change[f"{found.kind}_id"] = found.id
+    if found.kind is ResourceKind.SERVER and found.host is not None:
+        change["host"] = found.host
+    return change
 
 
 def _because(intervention: Intervention) -> dict[str, Any]:
@@ -198,6 +250,10 @@ def _health(rows: Rows, stored: StoredEvent) -> None:
 
 def _flavor(flavor: Flavor) -> dict[str, Any]:
     return {"flavor_id": flavor.id, "flavor": flavor.name, "vcpus": flavor.vcpus, "ram": flavor.ram}
+
+
+def _access(access: Access | None) -> str | None:
+    return None if access is None else as_json(access)
 
 
 def _failure(failure: Any) -> str | None:

@@ -27,6 +27,20 @@ def _because(event: Any) -> str:
     return f" ({event.intervention.reason})" if event.intervention.reason else ""
 
 
+def _image(image_id: str | None) -> str:
+    return f"image {image_id}" if image_id else "the image of its datastore version"
+
+
+def _limits(own: Any) -> str:
+    known = {"instances": own.instances, "ram": own.ram, "volumes": own.volumes, "backups": own.backups}
+    words = {name: "unlimited" if limit == -1 else str(limit) for name, limit in known.items() if limit is not None}
+    return ", ".join(f"{name} {word}" for name, word in words.items()) or "those of the installation"
+
+
+def _networks(access: Any) -> str:
+    return ", ".join(access.allowed_cidrs) or "nobody"
+
+
 _SENTENCES: dict[str, Callable[[Any], str]] = {
     "instance.InstanceRequested": lambda e: (
         f"{e.operation.actor} asked for the instance {e.name}: {e.datastore} {e.datastore_version}, flavor "
@@ -42,6 +56,20 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
         f"{e.operation.actor} asked to move the server to "
         f"{'host ' + e.target_host if e.target_host else 'another host'}."
     ),
+    "instance.RebuildRequested": lambda e: (
+        f"{e.operation.actor} asked to make the server anew from {_image(e.new_image_id)}."
+    ),
+    "instance.AccessUpdateRequested": lambda e: (
+        f"{e.operation.actor} asked that the database be {'public' if e.new_access.public else 'private'}, and "
+        f"reached by {_networks(e.new_access)}."
+    ),
+    "instance.ServerGroupCreated": lambda e: f"The server group {e.server_group_id} exists.",
+    "instance.SecurityGroupCreated": lambda e: f"The security group {e.security_group_id} exists; it lets nobody in.",
+    "instance.AccessRulesAdded": lambda e: f"The database can be reached by {_networks(e.access)}.",
+    "instance.AccessRulesRemoved": lambda e: f"The database can be reached by {_networks(e.access)}, and nobody else.",
+    "instance.ManagementPortCreated": lambda e: f"The port {e.management_port_id} of the guest agent exists.",
+    "instance.FloatingAddressCreated": lambda e: f"The database can be reached from outside, at {e.public_address}.",
+    "instance.ServerRebuilt": lambda e: f"The server was made anew from {_image(e.image_id)}.",
     "instance.StopRequested": _requested("to stop the instance"),
     "instance.StartRequested": _requested("to start the instance"),
     "instance.DeletionRequested": _requested("to delete the instance"),
@@ -85,17 +113,24 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
         "may still be carried out."
     ),
     "instance.SurplusRemoved": lambda e: (
-        f"Surplus volumes of unanswered calls were removed: {', '.join(e.removed)}."
+        f"What unanswered calls had made too many was removed: {', '.join(e.removed)}."
         if e.removed
-        else "No call that went unanswered has left a surplus volume."
+        else "No call that went unanswered has left anything too many."
     ),
     "instance.SurplusFound": lambda e: (
         f"The cloud holds the {e.found}, which bears the instance's name and is none of its own: it is to be removed."
     ),
+    "instance.OrphanDisowned": lambda e: f"{e.actor} asked to remove the orphan {e.found}.",
+    "instance.OrphanAdopted": lambda e: f"{e.actor} had the orphan {e.found} recorded as the instance's own.",
     "instance.SurplusDeleted": lambda e: f"The surplus {e.removed} is gone.",
+    "instance.DriftFound": lambda e: f"Somebody has changed what the cloud holds: the {e.drift}.",
+    "instance.DriftGone": lambda e: f"It is over that the {e.drift}.",
     "quota.ReservationChanged": lambda e: (
         f"The quota holds {e.held.ram} MiB and {e.held.volumes} GiB for instance {e.instance_id}."
     ),
+    "quota.BackupReserved": lambda e: f"The quota counts backup {e.backup_id}.",
+    "quota.BackupReleased": lambda e: f"The quota counts backup {e.backup_id} no more.",
+    "quota.LimitsSet": lambda e: f"{e.actor} set the project's limits: {_limits(e.limits)}.",
     "quota.ReservationReleased": lambda e: f"The quota holds nothing for instance {e.instance_id} any more.",
     "health.HealthWatched": lambda e: f"The heartbeats of instance {e.instance_id} are listened for.",
     "health.HealthChanged": lambda e: f"The health is {e.health} after {e.previous}: {e.reason}.",

@@ -1,4 +1,5 @@
-"""What may need a person, looked up when asked: operations that are parked, overdue or tried again and again.
+"""What may need a person, looked up when asked: operations that are parked, overdue or tried often, and instances
+that are down or have drifted.
 
 Has no rows of its own: it is as new as `instances` and `operations`. It lists at most so many of each kind, and counts
 all. Under the project `$all`, which no project can be named and so no publisher's rights hold, it answers for all.
@@ -11,7 +12,15 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from engine.messages import EVERY_PROJECT, Outcome
-from projections.answers import Answer, InstanceTrouble, OperationTrouble, TroublesAnswer, columns, from_row
+from projections.answers import (
+    Answer,
+    DriftTrouble,
+    InstanceTrouble,
+    OperationTrouble,
+    TroublesAnswer,
+    columns,
+    from_row,
+)
 from projections.base import stamp
 
 SHOWN = 50  # of each kind
@@ -31,12 +40,14 @@ def get(connection: sqlite3.Connection, project: str, now: datetime) -> Troubles
     struggling = looking.find(OperationTrouble, "operations", "started_at", tried)
     silent = {"deleted = ?": 0, "health = ?": "DOWN", "status IN ('ACTIVE', ?)": "ERROR"}
     down = looking.find(InstanceTrouble, "instances", "updated_at", silent)
-    found = {"parked": parked, "overdue": overdue, "struggling": struggling, "down": down}
+    drifted = looking.find(DriftTrouble, "instances", "updated_at", {"deleted = ?": 0, "drift <> ?": "[]"})
+    found = {"parked": parked, "overdue": overdue, "struggling": struggling, "down": down, "drifted": drifted}
     return TroublesAnswer(
         parked=parked[0],
         overdue=overdue[0],
         struggling=struggling[0],
         down=down[0],
+        drifted=drifted[0],
         numbers={name: number for name, (_, number) in found.items()},
     )
 

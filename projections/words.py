@@ -99,7 +99,7 @@ def _instance() -> Instance:
             partition=0,
             catalogue=Catalogue(
                 flavors=(flavor,),
-                datastores=(Datastore(manager="specimen", versions=("1",), parameters=frozenset()),),
+                datastores=(Datastore(manager="specimen", port=5432, versions=("1",), parameters=frozenset()),),
             ),
         ),
     )

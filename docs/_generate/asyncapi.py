@@ -25,6 +25,8 @@ from engine.messages import (
     CommandEnvelope,
     DeadLetter,
     Decision,
+    EnrolReply,
+    EnrolRequest,
     ErrorReply,
     GrowArgs,
     GuestReply,
@@ -32,11 +34,14 @@ from engine.messages import (
     GuestVerb,
     Heartbeat,
     PrepareArgs,
+    RebuildArgs,
     StartArgs,
+    enrolment_subject,
 )
 
 VERBS: dict[GuestVerb, Any] = {
     GuestVerb.PREPARE: PrepareArgs,
+    GuestVerb.REBUILD: RebuildArgs,
     GuestVerb.STOP: None,
     GuestVerb.START: StartArgs,
     GuestVerb.RESTART: None,
@@ -91,6 +96,7 @@ class _Document:
             *(t for q in self._queries for t in (q.request, q.reply, q.record) if t is not None),
             *(t for t in VERBS.values() if t is not None),
             CommandEnvelope, CloudEvent, DeadLetter, Decision, ErrorReply, GuestRequest, GuestReply, Heartbeat,
+            EnrolRequest, EnrolReply,
         ]  # fmt: skip
         self._refs, self._schemas = components(types)
         for event in self._events.values():
@@ -106,6 +112,7 @@ class _Document:
         for query in self._queries:
             self._add_query(query)
         self._add_guests()
+        self._add_enrolment()
         return {
             "asyncapi": "3.0.0",
             "info": {
@@ -208,6 +215,20 @@ class _Document:
         if query.verb == "watch":
             items["item"] = self._refs[query.record]
         return {"allOf": [whole, {"type": "object", "properties": items}]}
+
+    def _add_enrolment(self) -> None:
+        self._message("enrol", self._refs[EnrolRequest], first(EnrolRequest))
+        self._message("enrol.reply", self._refs[EnrolReply], first(EnrolReply))
+        self._channel("enrol", enrolment_subject(), ["enrol"], doc(EnrolRequest))
+        self._channel("enrol.reply", None, ["enrol.reply"], "The reply subject of the NATS request.")
+        self._operation(
+            "enrol",
+            "receive",
+            "enrol",
+            ["enrol"],
+            first(EnrolRequest),
+            reply={"channel": {"$ref": "#/channels/enrol.reply"}, "messages": _of("enrol.reply", ["enrol.reply"])},
+        )
 
     def _add_guests(self) -> None:
         if missing := set(GuestVerb) - VERBS.keys():

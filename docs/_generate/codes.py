@@ -11,8 +11,20 @@ CODES: dict[str, tuple[str, str]] = {
         "The database cannot listen on the instance's address.",
         "Free the address or the port; the agent tries again by itself.",
     ),
+    "address_unknown": (
+        "The machine has no network interface with the MAC of the instance's port and an address.",
+        "See that its network is up and that the server has its port; the agent is started again.",
+    ),
     "agent_runs": ("Another agent serves this guest's directory.", "End one of the two."),
     "ambiguous_name": ("Several instances have this name.", "Name the id of one; the message lists them."),
+    "broker_away": (
+        "The guests' credentials, which lie on the broker, cannot be reached.",
+        "Nothing: it is tried again; look at the broker.",
+    ),
+    "broker_address_unknown": (
+        "The embedded broker is to listen on what is no address of this machine.",
+        "Say an address or name by which machines find it.",
+    ),
     "broker_config_refused": ("The embedded broker refuses its configuration.", "Read the reason; undo the change."),
     "broker_elsewhere": ("The embedded broker runs on another port than wanted.", "Nothing: it is started anew."),
     "broker_ended": ("The embedded broker ended while it started.", "Read its log in the state directory."),
@@ -40,6 +52,14 @@ CODES: dict[str, tuple[str, str]] = {
         "What answers as the broker is not trusted: its certificate is by a CA unknown to us, or it offers no TLS.",
         "Name the file of the CA that signed its certificate, or correct the address.",
     ),
+    "broker_tls_incomplete": (
+        "Only some of the files are named that TLS on the embedded broker needs.",
+        "Name its certificate, its key and the CA.",
+    ),
+    "broker_without_tls": (
+        "The embedded broker is to listen on a network without TLS.",
+        "Give it a certificate, or leave it on the loopback.",
+    ),
     "broker_unreachable": ("No broker took the connection in time.", "Start the broker, or correct the address."),
     "call_in_flight": (
         "A call made before may still be carried out: a worker ended while it made it, or its answer is missing.",
@@ -56,6 +76,14 @@ CODES: dict[str, tuple[str, str]] = {
     "cannot_mount": ("The local cloud may not mount the volume.", "Run it as root, or leave the limit of size off."),
     "cloud_busy": ("The cloud takes no more calls for now.", "Nothing: it is tried again when the cloud says."),
     "cloud_error": ("The cloud refused or broke; the message is its own.", "Read the message."),
+    "cloud_forbidden": (
+        "The cloud does not let the engine's user do that.",
+        "Give it [the right](../how-to/give-holdfast-its-rights-on-openstack.md).",
+    ),
+    "cloud_misconfigured": (
+        "The cloud's configuration names what the cloud has not, or its credentials are incomplete.",
+        "Correct the configuration: `holdfast cloud check` says what is missing.",
+    ),
     "cloud_timeout": (
         "The cloud did not answer a call in time, or was not done in time with what it was told.",
         "Nothing: what is there is looked for, and what is missing is tried again.",
@@ -70,12 +98,20 @@ CODES: dict[str, tuple[str, str]] = {
         "The broker ended the connection for good: it refuses the credentials that it took before.",
         "Give it a user that this broker knows, and start the process anew.",
     ),
+    "credentials_revoked": (
+        "The instance's credentials are gone, so no machine may be started for it.",
+        "Delete the instance, and create it anew.",
+    ),
     "credentials_unreadable": ("A file with credentials cannot be read.", "Name the right file, or give us the right."),
     "database_error": ("The database failed while it was prepared, in a way that may pass.", "Nothing: it is retried."),
     "database_refused": ("The database refused what it was asked for.", "Change the argument that it names."),
     "database_silent": ("The database does not answer.", "Nothing: it is retried; else read its log."),
     "databases_unsupported": ("The datastore has no databases to create.", "Leave `databases` out."),
     "datastore_incomplete": ("The datastore is installed without a part that is needed.", "Install the whole."),
+    "data_missing": (
+        "A server was made anew, and where its volume is to be mounted there are no data.",
+        "See that the volume is mounted there, then retry the operation.",
+    ),
     "datastore_missing": ("The datastore is not on the guest's machine.", "Install it."),
     "datastore_unknown": ("There is no datastore of this name.", "Use one that the message names."),
     "deadline_exceeded": (
@@ -86,6 +122,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Another command was decided under this command id.",
         "Give each command an id of its own; repeat one only with the very same body.",
     ),
+    "enrolment_contended": ("Others changed the guest's credentials at the same time.", "Nothing: it is tried again."),
     "expired": ("The command's deadline had passed when it was decided.", "Send it anew, with a later deadline."),
     "file_system_small": ("The guest's file system is smaller than its volume.", "Nothing: it is retried."),
     "forbidden_state": ("The command is not allowed in this state.", "See [commands.md](commands.md)."),
@@ -93,19 +130,35 @@ CODES: dict[str, tuple[str, str]] = {
     "guest_timeout": ("The guest was not done, or not healthy, in time.", "Read the database's log."),
     "guest_unreachable": ("The guest agent does not answer.", "See whether its server runs and reaches the broker."),
     "host_unsupported": ("The datastore cannot bind a user to this host.", "Use `%`, or what the message names."),
+    "image_missing": (
+        "The cloud has no image for this version of the datastore.",
+        "Upload one with the properties that the message names, or name one in the cloud's configuration.",
+    ),
     "in_use": ("A server still has the resource.", "Nothing: it is retried until the server is gone."),
     "install_timeout": ("A program of the datastore did not end in time.", "Nothing: it is retried."),
     "internal_error": ("A defect of the engine.", "Report it, with the traceback of its dead letter or from the log."),
     "invalid_argument": ("An argument is wrong.", "The message names it and what is allowed."),
     "malformed": ("The message is no command.", "See the envelope in [commands.md](commands.md)."),
     "malformed_answer": ("An answer cannot be read.", "Use client and engine of one version."),
+    "malformed_request": (
+        "A request to or from a guest agent is not of the form that is documented.",
+        "Give agent and engine the same version.",
+    ),
+    "name_taken": (
+        "Somebody else's resource has the name, or the MAC address, that ours would have; it is left alone.",
+        "Rename or remove it.",
+    ),
     "no_address": (
-        "The local cloud has no address left, or the instance has none to connect to.",
-        "Delete what is not needed; or wait until the instance is ACTIVE.",
+        "The local cloud has no address left, OpenStack's network gives none, or the instance has none to connect to.",
+        "Delete what is not needed; give the network a subnet; or wait until the instance is ACTIVE.",
     ),
     "no_engine": ("Nobody serves this state directory.", "Start the engine."),
     "no_responders": ("Nobody answers this query.", "Start the engine."),
     "no_stream": ("The broker has no command stream.", "Start the engine: it makes the stream."),
+    "no_valid_host": (
+        "No host of the cloud has room for the server, or fits its group.",
+        "Choose another flavor, zone or host, or give the cloud more room.",
+    ),
     "not_carried_out": (
         "A last look found that what no try has had answered did not come about.",
         "Nothing: the operation fails, or is parked, with the words of the last try.",
@@ -127,8 +180,12 @@ CODES: dict[str, tuple[str, str]] = {
     "program_unreachable": ("The guest's user may not run the datastore's program.", "Put it where the user can."),
     "projector_running": ("Another process writes these read models.", "End one of the two."),
     "quota_exceeded": (
-        "The project's quota has no room. It ends the operation that asked, with nothing made.",
+        "The quota has no room: the project's, or the service user's own at the cloud. The operation ends.",
         "Delete something, or ask for a higher quota.",
+    ),
+    "rate_limited": (
+        "More machines present themselves at once than are answered.",
+        "Nothing: the agent asks again; look who sends so much.",
     ),
     "runs_as_root": ("Databases are not run as root.", "Start the agent with `--run-as uid:gid`."),
     "secret_in_clear": (
@@ -161,6 +218,18 @@ CODES: dict[str, tuple[str, str]] = {
         "No answer within the time given. What was asked for may still happen.",
         "Ask again: the command's id stays good.",
     ),
+    "token_expired": (
+        "The machine presented itself too late.",
+        "Delete the instance, and create it anew; look why its machine took so long.",
+    ),
+    "token_refused": (
+        "Who asked holds no token of this instance, or the instance is gone.",
+        "See that the machine has its own user data; else somebody tries.",
+    ),
+    "token_used": (
+        "The token has let in another key, or a newer machine has enrolled.",
+        "If the instance's own machine was refused, somebody has read its user data: delete the instance.",
+    ),
     "too_large": ("A command or an answer is larger than a message may be.", "Send less, or ask for less."),
     "unacknowledged": (
         "Whether the broker stored the command is not known.",
@@ -171,11 +240,23 @@ CODES: dict[str, tuple[str, str]] = {
     "unknown_event": ("The log has an event of a newer version.", "Upgrade this process."),
     "unknown_query": ("There is no such query.", "The message names those that there are."),
     "unsupported": ("The argument, or what it asks for, is not supported here.", "Leave it out."),
+    "user_data_unreadable": (
+        "The machine has no user data of ours.",
+        "Mount its config drive, or start the server through Holdfast.",
+    ),
     "vault_key_damaged": ("The vault's key is damaged.", "Restore it."),
     "vault_key_exposed": ("Others may read the vault's key.", "`chmod 600`, and change the secrets in the vault."),
     "vault_key_missing": ("The vault's key is gone, and secrets are there.", "Restore it, or put the secrets again."),
     "version_missing": ("The machine has another version of the datastore.", "Install the one, or ask for the other."),
     "version_unknown": ("The datastore's program does not tell its version.", "Install it anew."),
+    "volume_ambiguous": (
+        "Several disks of the machine may be its volume.",
+        "Name the right one in the image's configuration.",
+    ),
+    "volume_foreign": (
+        "The disk that should be the volume holds what was not made here.",
+        "Attach the instance's own volume.",
+    ),
     "wrong_facts": (
         "A cloud or a guest answered with other facts than the event records; nothing of it was recorded.",
         "The operation takes its way back. Report it with the message: it is a defect of that cloud or agent.",

@@ -10,9 +10,9 @@ import msgspec
 
 from aggregates.arguments import OPTIONAL
 from aggregates.commands import COMMANDS, INTERVENTIONS, Command
-from aggregates.effects import Database, User
+from aggregates.effects import Access, Database, User
 from docs._generate.schema import components, words
-from docs._generate.specimen import EXAMPLES, allowed, effect, entered, leaves, plan, settled
+from docs._generate.specimen import EXAMPLES, allowed, effect, entered, leaves, optional, plan, settled
 from docs._generate.text import code, doc, table
 from engine.messages import MAX_BODY, CommandEnvelope
 
@@ -55,7 +55,10 @@ def page() -> str:
             ),
             *(section for command in INTERVENTIONS.values() for section in _section(command, schemas)),
             "## Commands to a quota",
-            "The engine itself sends these, as what an instance's state owes; no publisher needs them.",
+            (
+                "`set_quota` is an operator's; `holdfast quota set` derives the id from the project. All "
+                "others the engine itself sends, as what an instance's state owes; no publisher needs them."
+            ),
             *(
                 section
                 for (kind, _), command in COMMANDS.items()
@@ -65,7 +68,7 @@ def page() -> str:
             "## Parts of arguments",
             *(
                 section
-                for part in (Database, User)
+                for part in (Access, Database, User)
                 for section in (f"### {part.__name__}", doc(part), _arguments(part, schemas))
             ),
         ]
@@ -88,9 +91,15 @@ def _section(command: type[Command], schemas: dict[str, Any]) -> Iterable[str]:
             ("allowed in", _where(name)),
             ("refused besides", ", ".join(_refusals(command)) or "nothing"),
             ("done within", f"{_duration(command.limit)}, unless `deadline` says otherwise"),
-            ("passes", ", ".join(f"{code(state)} ({effect(state)})" for state in plan(name))),
+            ("passes", ", ".join(_passed(name))),
         ),
     )
+
+
+def _passed(name: str) -> Iterable[str]:
+    wanted = optional(name)
+    for state in plan(name):
+        yield f"{code(state)} ({effect(state)}{', where wanted' if state in wanted else ''})"
 
 
 def _arguments(subject: type[msgspec.Struct], schemas: dict[str, Any]) -> str:

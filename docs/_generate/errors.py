@@ -12,6 +12,7 @@ SECTIONS = {
     "query": "Queries: why one is not answered.",
     "client": "The client library: what a publisher meets.",
     "guest agent": "The guest agent: in its own log, and in the message of `guest_error`.",
+    "enrolment": "Enrolment: why a new machine is not let in, in the log of its agent and of the worker.",
     "process": "Processes: why one of the program's own does not start, or stops.",
 }
 

@@ -10,7 +10,7 @@ from textwrap import dedent
 
 from aggregates.base import transitions
 from aggregates.instance import Instance
-from docs._generate.specimen import EXAMPLES, effect, entered, leaves, plan, settled, top, way
+from docs._generate.specimen import EXAMPLES, effect, entered, leaves, optional, plan, settled, top, way
 from docs._generate.text import code, table
 
 SETTLED = {
@@ -106,6 +106,8 @@ def _commands() -> Iterable[str]:
         final = next((state for state in states if state not in reversible), None)
         yield f"### {name}"
         yield f"Passes {_row(states)}, and ends {code(end)}."
+        if wanted := [state for state in states if state in optional(name)]:
+            yield f"Only where it is wanted, or the cloud works so: {_row(wanted)}."
         yield _point(final)
         if reversible:
             yield table(("failing in", "passes", "and ends"), (_undo(state) for state in reversible))

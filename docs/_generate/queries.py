@@ -10,6 +10,14 @@ import msgspec
 
 from aggregates.catalogue import Catalogue
 from engine.endpoints import PlanReply, PlanRequest, SecretReply, SecretRequest, WorkersReply
+from engine.orphans import (
+    AdoptOrphanReply,
+    AdoptOrphanRequest,
+    DeleteOrphanReply,
+    DeleteOrphanRequest,
+    OrphansReply,
+    OrphansRequest,
+)
 from projections.answers import HeartbeatAnswer, ListAnswer, TroublesAnswer, WatchAnswer
 from projections.listing import ListRequest
 from projections.questions import QUESTIONS, GetInstance, GetNumbers, WatchRequest
@@ -64,6 +72,27 @@ WORKER = (
         reply=WorkersReply,
         says="The workers that live, and which ranges of partitions each of them owns.",
     ),
+    Query(
+        model="orphans",
+        verb="list",
+        request=OrphansRequest,
+        reply=OrphansReply,
+        says="What the cloud holds of ours that no instance has.",
+    ),
+    Query(
+        model="orphans",
+        verb="delete",
+        request=DeleteOrphanRequest,
+        reply=DeleteOrphanReply,
+        says="Has one of them removed, by the worker that owns its instance's range, and answers when it is gone.",
+    ),
+    Query(
+        model="orphans",
+        verb="adopt",
+        request=AdoptOrphanRequest,
+        reply=AdoptOrphanReply,
+        says="Has one of them recorded as its instance's own, where what was recorded is not there any more.",
+    ),
 )
 
 
@@ -82,7 +111,7 @@ def queries() -> list[Query]:
             verb="get",
             request=GetNumbers,
             reply=TroublesAnswer,
-            says="What may need a person: parked, overdue and struggling operations, instances that are down.",
+            says="What may need a person: parked, overdue and struggling operations, instances down or drifted.",
         )
     )
     found.append(

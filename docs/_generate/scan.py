@@ -21,6 +21,7 @@ SAID = {
     "ErrorReply": "query",
     "ClientError": "client",
     "DatastoreError": "guest agent",
+    "EnrolmentRefused": "enrolment",
 }
 OTHERWISE = "process"
 

@@ -7,20 +7,29 @@ only names of states, effects and transitions are read off it.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import cast
 from uuid import UUID
+
+import msgspec
 
 from aggregates.base import Context, Refusal, _walk, configuration, decide
 from aggregates.catalogue import Catalogue, Datastore, Flavor
-from aggregates.commands import OPERATIONS, example
+from aggregates.commands import OPERATIONS, CreateInstance, InstanceCommand, example, variants
+from aggregates.effects import Access
 from aggregates.instance import Instance
 
 SMALL, LARGE = (Flavor(id=name, name=name, vcpus=1, ram=512) for name in ("small", "large"))
 CATALOGUE = Catalogue(
     flavors=(SMALL, LARGE),
-    datastores=(Datastore(manager="postgresql", versions=("18",), parameters=frozenset()),),
+    datastores=(Datastore(manager="postgresql", port=5432, versions=("18",), parameters=frozenset()),),
+    volume_types=("local", "remote"),
+    honours=frozenset({"access", "image_id", "locality", "nics"}),
+    extended_offline=frozenset({"remote"}),
+    management_network="management",
 )
+BARE = msgspec.structs.replace(CATALOGUE, honours=frozenset(), extended_offline=frozenset(), management_network=None)
 EXAMPLES = {name: example(command) for name, command in OPERATIONS.items()}
-CREATE = EXAMPLES["create_instance"]
+(CREATE,) = variants(CreateInstance)
 
 CONTEXT = Context(
     at=datetime.fromtimestamp(0, UTC),
@@ -34,13 +43,22 @@ CONTEXT = Context(
 
 def instance_in(state: str, *, keep_on_failure: bool = False) -> Instance:
     """The specimen, in this state."""
-    instance = Instance.create(UUID(int=0), CREATE, CONTEXT)
+    instance = _created(CREATE, CONTEXT)
     instance.state = state
     instance.new_flavor = LARGE
+    instance.port = 5432
+    instance.offline = True
+    if state == "ACTIVE" or top(state) == "UPDATE":
+        instance.access = instance.old_access = Access()
+        instance.new_access = Access(public=True, allowed_cidrs=("10.0.0.0/8",))
     instance.keep_on_failure = keep_on_failure
     if not Instance.owes_in(state):
         instance.operation = None
     return instance
+
+
+def _created(command: InstanceCommand, context: Context) -> Instance:
+    return Instance.create(UUID(int=0), cast("CreateInstance", command), context)
 
 
 def leaves() -> list[str]:
@@ -77,11 +95,23 @@ def allowed(name: str) -> list[str]:
 
 
 def plan(name: str) -> tuple[str, ...]:
-    """The states that the command passes."""
+    """The states that the command passes, where all that there is is asked for."""
     if name == "create_instance":
-        operation = Instance.create(UUID(int=0), CREATE, CONTEXT).operation
-        return operation.plan if operation is not None else ()
+        return _planned(_created(CREATE, CONTEXT))
     return next(found for state in settled() if (found := _plan(name, state)) is not None)
+
+
+def optional(name: str) -> frozenset[str]:
+    """Those of them that are passed only where they are wanted, or the cloud works so."""
+    bare = msgspec.structs.replace(CONTEXT, catalogue=BARE)
+    plain = _created(EXAMPLES["create_instance"], bare)
+    if name != "create_instance":
+        plain.state, plain.operation, plain.port = next(each for each in settled() if _plan(name, each)), None, 5432
+        try:
+            plain.execute(EXAMPLES[name], bare)
+        except Refusal:
+            return frozenset(plan(name))
+    return frozenset(plan(name)) - set(_planned(plain))
 
 
 def _plan(name: str, state: str) -> tuple[str, ...] | None:
@@ -90,7 +120,11 @@ def _plan(name: str, state: str) -> tuple[str, ...] | None:
         instance.execute(EXAMPLES[name], CONTEXT)
     except Refusal:
         return None
-    return instance.operation.plan if instance.operation is not None else None
+    return _planned(instance)
+
+
+def _planned(instance: Instance) -> tuple[str, ...]:
+    return instance.operation.plan if instance.operation is not None else ()
 
 
 def way(state: str) -> tuple[list[str], str]:

@@ -1,6 +1,6 @@
 """The broker as the engine uses it: connections, streams, publishing. What is public of them stands here."""
 
-from engine.broker.connection import BrokerError, BrokerSettings, connect, shown
+from engine.broker.connection import BrokerError, BrokerSettings, SecureClient, connect, shown
 from engine.broker.publishing import Message, Publisher
 from engine.broker.streams import (
     COMMAND_STREAM,
@@ -27,6 +27,7 @@ __all__ = [
     "BrokerSettings",
     "Message",
     "Publisher",
+    "SecureClient",
     "connect",
     "ensure_streams",
     "partition_of",

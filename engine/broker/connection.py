@@ -70,7 +70,7 @@ async def connect(
     `on_closed` is called when the connection has ended for good: closed by us, or by an error of the protocol that
     the broker sent. Such a client does not come back; make a new one.
     """
-    client = _Client(has_certificate=settings.tls_cert is not None)
+    client = SecureClient(has_certificate=settings.tls_cert is not None)
     watch = _Watch(client, name, shown(settings.url), on_closed)
     options = _credentials(settings)
     if inbox_prefix is not None:
@@ -106,7 +106,9 @@ async def connect(
     return client
 
 
-class _Client(Client):
+class SecureClient(Client):
+    """The library's client without its gaps: it never goes on in clear where TLS was asked for, and always closes."""
+
     def __init__(self, *, has_certificate: bool) -> None:
         super().__init__()
         self._has_certificate = has_certificate

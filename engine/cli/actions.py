@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.cli.arguments import DryRun, Instance, Wait
+from engine.cli.arguments import Allowed, DryRun, Instance, Wait
 from engine.cli.planning import show_plan
 from engine.cli.session import Session, run
 from engine.cli.waiting import finish
@@ -19,8 +19,19 @@ _PANEL = "Operations on an instance"
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    for command in (delete, restart, reboot, stop, start, resize_volume, resize_flavor, migrate):
+    for command in (
+        delete,
+        restart,
+        reboot,
+        stop,
+        start,
+        resize_volume,
+        resize_flavor,
+        migrate,
+        update_access,
+    ):
         app.command(rich_help_panel=_PANEL)(command)
+    app.command("rebuild-server", rich_help_panel=_PANEL)(rebuild)  # `rebuild` is of read models
 
 
 def delete(context: typer.Context, instance: Instance, wait: Wait = True, dry_run: DryRun = False) -> None:
@@ -88,6 +99,38 @@ def migrate(
     """Move the server to another host."""
     args = {} if host is None else {"host": host}
     _act(context, instance, "migrate", args, lambda m, i: m.migrate(i, host), wait, dry_run)
+
+
+def rebuild(
+    context: typer.Context,
+    instance: Instance,
+    image: Annotated[str | None, typer.Option(help="Image to make it from; else that it was made from.")] = None,
+    wait: Wait = True,
+    dry_run: DryRun = False,
+) -> None:
+    """Make the server anew; databases, users and data stay."""
+    args = {} if image is None else {"image_id": image}
+    _act(context, instance, "rebuild", args, lambda m, i: m.rebuild(i, image), wait, dry_run)
+
+
+def update_access(
+    context: typer.Context,
+    instance: Instance,
+    public: Annotated[
+        bool | None, typer.Option("--public/--private", help="With or without a floating address.", show_default=False)
+    ] = None,
+    allow: Allowed = None,
+    allow_nobody: Annotated[bool, typer.Option("--allow-nobody", help="Let no network in.")] = False,
+    wait: Wait = True,
+    dry_run: DryRun = False,
+) -> None:
+    """Change who can reach the database. What is not said stays; --allow names all networks, not only new ones."""
+    if allow and allow_nobody:
+        raise typer.BadParameter("either some networks are let in, or nobody is", param_hint="--allow-nobody")
+    args: dict[str, Any] = {} if public is None else {"public": public}
+    if allow or allow_nobody:
+        args["allowed_cidrs"] = allow or []
+    _act(context, instance, "update_access", args, lambda m, i: m.update_access(i, args), wait, dry_run)
 
 
 def _act(

@@ -18,7 +18,18 @@ from typer import Abort
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from engine.cli import actions, connecting, creating, dead_letters, doctor, looking, services
+from engine.cli import (
+    actions,
+    clouds,
+    connecting,
+    creating,
+    dead_letters,
+    doctor,
+    looking,
+    orphans,
+    quotas,
+    services,
+)
 from engine.cli.exits import EPILOG, Exit, exit_of
 from engine.cli.output import Output
 from engine.cli.session import Settings
@@ -123,7 +134,10 @@ actions.register(app)
 looking.register(app)
 connecting.register(app)
 dead_letters.register(app)
+quotas.register(app)
 doctor.register(app)
+orphans.register(app)
+clouds.register(app)
 services.register(app)
 
 

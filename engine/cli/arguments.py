@@ -47,3 +47,7 @@ OperationId = Annotated[str, typer.Argument(metavar="OPERATION", help="Id, as co
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, or print the operation's id.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and change nothing.")]
 Limit = Annotated[int, typer.Option(help="How many to show at most.", min=1, max=1000)]
+Allowed = Annotated[
+    list[str] | None,
+    typer.Option("--allow", help="Network let in, as 192.0.2.0/24; repeatable.", metavar="CIDR"),
+]

@@ -10,6 +10,7 @@ import os
 import secrets
 import string
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID, uuid4
@@ -18,7 +19,7 @@ import msgspec
 import typer
 
 from engine.cli.actions import ended
-from engine.cli.arguments import DryRun, Wait
+from engine.cli.arguments import Allowed, DryRun, Wait
 from engine.cli.planning import show_plan
 from engine.cli.session import Session, run
 from engine.cli.waiting import finish
@@ -26,6 +27,13 @@ from engine.cli.waiting import finish
 _ALPHABET = string.ascii_letters + string.digits
 _LENGTH = 24
 _DRY_RUN = "dry-run"  # stands for a reference where nothing is done
+
+
+class Locality(StrEnum):
+    """The policies of server groups."""
+
+    AFFINITY = "affinity"
+    ANTI_AFFINITY = "anti-affinity"
 
 
 class Passwords(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +73,13 @@ def create(
         list[str] | None, typer.Option(help="Datastore parameter; repeatable.", metavar="NAME=VALUE")
     ] = None,
     zone: Annotated[str | None, typer.Option(help="Availability zone.")] = None,
+    network: Annotated[str | None, typer.Option(help="The tenant's network, by its id.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="With a floating address.")] = False,
+    allow: Allowed = None,
+    locality: Annotated[
+        Locality | None, typer.Option(help="Where later replicas lie: on the same host, or never.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Image of the server; else the datastore version's.")] = None,
     keep_on_failure: Annotated[bool, typer.Option("--keep-on-failure", help="Keep what was made, to look at.")] = False,
     instance_id: Annotated[UUID | None, typer.Option("--id", help="UUID of the instance; made if not given.")] = None,
     wait: Wait = True,
@@ -83,10 +98,14 @@ def create(
         "databases": [{"name": each} for each in database or ()],
         "overrides": dict(_override(each) for each in override or ()) or None,
         "availability_zone": zone,
+        "nics": [network] if network else None,
+        "locality": locality.value if locality else None,
+        "access": _access(public, allow),
         "keep_on_failure": keep_on_failure,
     }
     if dry_run:
-        run(context, lambda session: _plan(session, given, users, root, instance_id))
+        wanted = {**given, "image_id": image}
+        run(context, lambda session: _plan(session, wanted, users, root, instance_id))
         return
     needed = [each["name"] for each in users] + (["the superuser"] if root else [])
     known = _passwords(needed, passwords)
@@ -97,7 +116,7 @@ def create(
     async def work(session: Session) -> None:
         operation = await session.manager.create_instance(
             instance_id or uuid4(),
-            image_id=None,
+            image_id=image,
             packages=None,
             users=users,
             root_password=root_password,
@@ -125,6 +144,12 @@ async def _plan(
     if root:
         args["root_password_ref"] = _DRY_RUN
     await show_plan(session, "create_instance", args, None if instance_id is None else str(instance_id))
+
+
+def _access(public: bool, allow: list[str] | None) -> dict[str, Any] | None:
+    """What is said of it; None where nothing is, which leaves it to the cloud."""
+    said: dict[str, Any] = {"public": True} if public else {}
+    return (said | ({"allowed_cidrs": allow} if allow else {})) or None
 
 
 def _user(text: str) -> dict[str, Any]:

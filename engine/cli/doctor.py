@@ -32,9 +32,10 @@ _WORDS = {
     "overdue": "operations are past their deadline and still run",
     "struggling": "operations were tried many times",
     "down": "instances are DOWN",
+    "drifted": "instances are not in the cloud what they are believed to be",
 }
 # Which of them need a person at once; what struggles goes on by itself until its tries or its time are over.
-_NEEDS = frozenset({"parked", "overdue", "down"})
+_NEEDS = frozenset({"parked", "overdue", "down", "drifted"})
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +99,10 @@ async def _findings(session: Session, project_only: bool) -> AsyncIterator[Findi
         ok = not number or kind not in _NEEDS
         yield Finding(check=kind, ok=ok, says=f"{number or 'no'} {words}{_shown(number, troubles[kind])}")
         for each in troubles[kind]:
-            yield _down(each) if kind == "down" else _operation(kind, each, ok=ok)
+            if kind in ("down", "drifted"):
+                yield _down(each) if kind == "down" else _drifted(each)
+            else:
+                yield _operation(kind, each, ok=ok)
 
 
 async def _looked(check: str, look: Callable[[Session], Awaitable[Finding]], session: Session) -> Finding:
@@ -195,6 +199,19 @@ def _down(instance: dict[str, Any]) -> Finding:
         f"holdfast reboot {scope}": "reboots its server and starts its database",
     }
     return Finding(check="down", ok=False, says=says, todo=todo, about=instance)
+
+
+def _drifted(instance: dict[str, Any]) -> Finding:
+    says = (
+        f"{instance['name']} ({instance['id']}) of project {instance['project']} is {instance['status']}, but the "
+        + "; the ".join(each["says"] for each in instance["drift"])
+    )
+    scope = f"{instance['id']} --project {instance['project']}"
+    todo = {
+        f"holdfast history {scope}": "what Holdfast did with it, and when the change was seen",
+        f"holdfast show {scope}": "what is recorded of it; undo in the cloud what was changed there",
+    }
+    return Finding(check="drifted", ok=False, says=says, todo=todo, about=instance)
 
 
 def _start(process: str) -> dict[str, str]:

@@ -79,12 +79,17 @@ def show(context: typer.Context, instance: Instance) -> None:
                 ("health", found["health"]),
                 ("operation", _doing(found) if found.get("operation") else None),
                 ("operation id", found.get("operation_id")),
+                *(("drift", f"{each['says']} (seen {moment(each['since'])})") for each in found.get("drift", ())),
                 ("failure", failure and f"{failure['code']}: {failure['message']}"),
                 ("datastore", f"{found['datastore']} {found['datastore_version']}"),
                 ("address", _address(found) if found.get("address") else None),
+                ("public address", found.get("public_address")),
+                ("reached by", _reached_by(found.get("access"))),
                 ("flavor", f"{found['flavor']} ({found['vcpus']} CPU, {found['ram']} MiB)"),
                 ("volume", f"{found['volume_size']} GiB {found.get('volume_type') or ''}".strip()),
                 ("zone", found.get("availability_zone")),
+                ("locality", found.get("locality")),
+                ("image", found.get("image_id")),
                 ("host", found.get("host")),
                 ("server", found.get("server_id")),
                 ("volume id", found.get("volume_id")),
@@ -313,6 +318,10 @@ def _items(session: Session, items: list[Any], columns: Sequence[str], rows: lis
 def _address(instance: dict[str, Any]) -> str | None:
     address, port = instance.get("address"), instance.get("port")
     return f"{address}:{port}" if address and port else address
+
+
+def _reached_by(access: dict[str, Any] | None) -> str | None:
+    return None if access is None else ", ".join(access["allowed_cidrs"]) or "nobody"
 
 
 def _doing(instance: dict[str, Any]) -> str | None:

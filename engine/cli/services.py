@@ -15,6 +15,7 @@ import typer
 
 from engine import logs
 from engine.broker import BrokerError, BrokerSettings
+from engine.listening import Listening
 from engine.state import default_directory
 
 DEFAULT_PORT = 4222
@@ -44,14 +45,26 @@ Durable = Annotated[
     bool,
     typer.Option("--durable-broker", help="You vouch that this broker keeps what it acknowledges."),
 ]
-GuestSeed = Annotated[Path | None, typer.Option("--guest-seed", help="File with the NKey seed that guests use there.")]
+GuestSeed = Annotated[
+    Path | None, typer.Option("--guest-seed", help="File with the NKey seed that guests use there, or enrol with.")
+]
+CalloutSeed = Annotated[
+    Path | None,
+    typer.Option("--callout-seed", help="File with the account seed by which that broker's auth callout is answered."),
+]
+CalloutAccount = Annotated[str, typer.Option("--callout-account", help="Account of that broker in which guests are.")]
 Cloud = Annotated[
     str,
     typer.Option(
         "--cloud",
-        help="Where servers are made: local (this machine), or simulated:SOCKET, for trials of the engine alone: a "
-        "simulated cloud in a process of its own, started by python -m engine.clouds.simulated.",
+        help="Where servers are made: local (this machine); openstack, or openstack:NAME for an entry of clouds.yaml; "
+        "or simulated:SOCKET, for trials of the engine alone: a simulated cloud in a process of its own, started by "
+        "python -m engine.clouds.simulated.",
     ),
+]
+CloudConfig = Annotated[
+    Path | None,
+    typer.Option("--cloud-config", help="File that says how OpenStack is used.", envvar="HOLDFAST_CLOUD_CONFIG"),
 ]
 InFlight = Annotated[int, typer.Option(help="Calls to the cloud at once.", min=1)]
 ObserveEvery = Annotated[
@@ -82,6 +95,13 @@ def up(
     port: Annotated[
         int, typer.Option(help="Port of the embedded broker; 0 for any, kept from then on.")
     ] = DEFAULT_PORT,
+    broker_listen: Annotated[
+        str | None,
+        typer.Option(help="Address or name by which machines find the embedded broker: the loopback by default."),
+    ] = None,
+    broker_cert: Annotated[Path | None, typer.Option(help="File with the embedded broker's certificate.")] = None,
+    broker_key: Annotated[Path | None, typer.Option(help="File with the key of that certificate.")] = None,
+    broker_ca: Annotated[Path | None, typer.Option(help="File with the CA that machines shall trust.")] = None,
     nats: Nats = None,
     seed: Seed = None,
     creds: Creds = None,
@@ -90,8 +110,11 @@ def up(
     tls_key: Key = None,
     durable_broker: Durable = False,
     guest_seed: GuestSeed = None,
+    callout_seed: CalloutSeed = None,
+    callout_account: CalloutAccount = "HOLDFAST",
     store: Store = None,
     cloud: Cloud = "local",
+    cloud_config: CloudConfig = None,
     run_as: RunAs = None,
     mount: Annotated[bool, typer.Option(help="Under root, give volumes a hard limit by mounting images.")] = True,
     in_flight: InFlight = 64,
@@ -107,10 +130,14 @@ def up(
         state=state or default_directory(),
         broker=_broker(nats, seed, creds, tls_ca, tls_cert, tls_key),
         port=port,
+        listening=_listening(broker_listen, broker_cert, broker_key, broker_ca),
         durable_broker=durable_broker,
         guest_seed=guest_seed,
+        callout_seed=callout_seed,
+        callout_account=callout_account,
         store_url=store,
         cloud=cloud,
+        cloud_config=cloud_config,
         run_as=_user(run_as),
         mount=mount,
         in_flight=in_flight,
@@ -129,8 +156,11 @@ def worker(
     tls_key: Key = None,
     durable_broker: Durable = False,
     guest_seed: GuestSeed = None,
+    callout_seed: CalloutSeed = None,
+    callout_account: CalloutAccount = "HOLDFAST",
     store: Store = None,
     cloud: Cloud = "local",
+    cloud_config: CloudConfig = None,
     run_as: RunAs = None,
     in_flight: InFlight = 64,
     observe_every: ObserveEvery = 60.0,
@@ -146,8 +176,11 @@ def worker(
         broker=_broker(nats, seed, creds, tls_ca, tls_cert, tls_key),
         durable_broker=durable_broker,
         guest_seed=guest_seed,
+        callout_seed=callout_seed,
+        callout_account=callout_account,
         store_url=store,
         cloud=cloud,
+        cloud_config=cloud_config,
         run_as=_user(run_as),
         in_flight=in_flight,
         observe_every=observe_every,
@@ -180,7 +213,9 @@ def projector(
 
 
 def agent(context: typer.Context, arguments: Annotated[list[str], typer.Argument(metavar="CONFIG")]) -> None:
-    """Run the guest agent of one instance: CONFIG is its agent.json. Options: --run-as UID:GID."""
+    """Run the guest agent of one instance: CONFIG is its agent.json; on a machine of a cloud, say --machine FILE, which
+    cloud-init wrote, or --config-drive DIR in its place. Options: --image FILE, --run-as UID:GID.
+    """
     from engine.guest.__main__ import main as run_agent  # noqa: PLC0415 - see above
 
     raise typer.Exit(run_agent([*arguments, *context.args]))
@@ -213,6 +248,14 @@ def _broker(
     if url is None:
         return None
     return BrokerSettings(url=url, seed_file=seed, creds_file=creds, tls_ca=ca, tls_cert=cert, tls_key=key)
+
+
+def _listening(host: str | None, cert: Path | None, key: Path | None, ca: Path | None) -> Listening:
+    try:
+        return Listening.on(host, cert, key, ca)
+    except BrokerError as error:
+        log.error("cannot_run", reason=str(error))  # noqa: TRY400 - the error says it all
+        raise typer.Exit(1) from None
 
 
 def _user(text: str | None) -> tuple[int, int] | None:

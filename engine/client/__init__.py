@@ -6,14 +6,25 @@ that was given. It decides nothing: whether the engine takes the command is told
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Self, TypedDict, Unpack
 from uuid import UUID, uuid4
 
 import msgspec
 
+from aggregates.obligations import quota_id
 from engine.broker import BrokerSettings
-from engine.client.arguments import SecretRef, databases, flavor_reference, identifier, present, users
+from engine.client.arguments import (
+    SecretRef,
+    access_of,
+    databases,
+    flavor_reference,
+    identifier,
+    networks,
+    present,
+    users,
+)
 from engine.client.connection import DEFAULT_URL, Connection
 from engine.client.context import Context, context_from
 from engine.client.errors import (
@@ -152,14 +163,14 @@ class TaskManager:
             backup_id=backup_id,
             availability_zone=availability_zone,
             root_password_ref=None if root_password is None else await self._reference(root_password),
-            nics=nics,
+            nics=networks(nics),
             overrides=overrides,
             slave_of_id=slave_of_id,
             cluster_config=cluster_config,
             volume_type=volume_type,
             modules=modules,
-            locality=locality,
-            access=access,
+            locality=locality or None,
+            access=None if not access else access_of(access),
             datastore_version=ds_version,
             keep_on_failure=keep_on_failure,
         )
@@ -194,6 +205,18 @@ class TaskManager:
         """Move the server to another host."""
         return await self._send(identifier(instance_id), "migrate", present(host=host), options)
 
+    async def rebuild(
+        self, instance_id: UUID | str, image_id: str | None = None, **options: Unpack[Options]
+    ) -> Operation:
+        """Make the server anew, from the image if one is named; databases, users and data stay."""
+        return await self._send(identifier(instance_id), "rebuild", present(image_id=image_id), options)
+
+    async def update_access(
+        self, instance_id: UUID | str, access: Mapping[str, Any], **options: Unpack[Options]
+    ) -> Operation:
+        """Change who can reach the database: `is_public` or `public`, `allowed_cidrs`; what is left out stays."""
+        return await self._send(identifier(instance_id), "update_access", access_of(access), options)
+
     async def stop_instance(self, instance_id: UUID | str, **options: Unpack[Options]) -> Operation:
         """Stop the database and its server; the data stay."""
         return await self._send(identifier(instance_id), "stop_instance", {}, options)
@@ -201,6 +224,10 @@ class TaskManager:
     async def start_instance(self, instance_id: UUID | str, **options: Unpack[Options]) -> Operation:
         """Start a stopped instance."""
         return await self._send(identifier(instance_id), "start_instance", {}, options)
+
+    async def set_quota(self, limits: Mapping[str, int | None], **options: Unpack[Options]) -> Operation:
+        """Set limits of the project: -1 is none, None the installation's again. The broker lets only operators."""
+        return await self._send(str(quota_id(self.context.project)), "set_quota", limits, options, kind="quota")
 
     # --- the commands about an operation ----------------------------------------------------------------------------
     # Each returns the handle of the command itself; what comes of the operation is told by the operation's own.
@@ -254,11 +281,13 @@ class TaskManager:
 
     # --- publishing -----------------------------------------------------------------------------------------------
 
-    async def _send(self, target: str, command: str, args: dict[str, Any], options: Options) -> Operation:
+    async def _send(
+        self, target: str, command: str, args: Mapping[str, Any], options: Options, *, kind: str | None = None
+    ) -> Operation:
         command_id = UUID(identifier(options.get("command_id") or uuid4()))
         envelope = CommandEnvelope(
             command_id=command_id,
-            args=args,
+            args=dict(args),
             actor=self.context.actor,
             issued_at=_zoned(options.get("issued_at") or utc_now()),
             expected_version=options.get("expected_version"),
@@ -271,7 +300,7 @@ class TaskManager:
             MSG_ID: message_id(project, command_id, body),
             REPLY_TO: await self.connection.expect_decision(str(command_id)),
         }
-        subject = str(CommandSubject(project, self.kind, target, command))
+        subject = str(CommandSubject(project, kind or self.kind, target, command))
         try:
             await self.connection.publish(subject, body, headers)
         except ClientError:

@@ -76,6 +76,32 @@ def users(given: Iterable[Any] | None) -> list[dict[str, Any]]:
     return result
 
 
+def networks(given: Iterable[Any] | None) -> list[str] | None:
+    """Network ids given as such, or in the predecessor's dicts; None for none. An address in them is not passed on."""
+    found = []
+    for item in _listed(given, "nics"):
+        if isinstance(item, str):
+            found.append(item)
+            continue
+        names = dict(item) if isinstance(item, Mapping) else {}
+        network = names.pop("network_id", None) or names.pop("net-id", None)
+        others = sorted(name for name, value in names.items() if value)
+        if not isinstance(network, str):
+            raise InvalidCommand("invalid_argument", "a nic names no network; give the id of one")
+        if others:
+            raise InvalidCommand("unsupported", f"a nic may not set {', '.join(others)}; give the network's id alone")
+        found.append(network)
+    return found or None
+
+
+def access_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Who can reach a database: `is_public`, as the predecessor has it, or `public`; and `allowed_cidrs`."""
+    if not isinstance(given, Mapping):
+        raise InvalidCommand("invalid_argument", f"access must be a dict, not {type(given).__name__}")
+    plain = {"public" if name == "is_public" else str(name): value for name, value in given.items()}
+    return {name: value for name, value in plain.items() if value is not None}
+
+
 def _listed(given: Any, what: str) -> Iterable[Any]:
     if given is None:
         return ()

@@ -61,7 +61,7 @@ class Connection:
         """To the embedded broker of a state directory on this machine, as one of its users."""
         seed = state.credentials / f"{user}.nk"
         try:
-            port = int((state.broker / "port").read_text())
+            url = (state.broker / "url").read_text().strip()
             seed.read_bytes()
         except FileNotFoundError:
             raise Unreachable(
@@ -73,7 +73,8 @@ class Connection:
             raise Unreachable(
                 "unauthorised", f"the state directory {state.root} cannot be read ({e}); act as the engine's own user"
             ) from None
-        settings = BrokerSettings(url=f"nats://127.0.0.1:{port}", seed_file=seed)
+        ca = state.broker / "ca.pem"
+        settings = BrokerSettings(url=url, seed_file=seed, tls_ca=ca if ca.exists() else None)
         return cls(settings, inbox_prefix=inbox_prefix(user), **options)
 
     async def __aenter__(self) -> Self:

@@ -10,6 +10,8 @@ from engine.clouds.port import FinalError, PayError, TransientError, UnknownOutc
 
 _BAD_REQUEST = frozenset({400, 405, 406, 411, 415, 422, 501})
 _BUSY = frozenset({413, 429})  # older services say 413 when they mean 429
+_CONFLICT = frozenset({409, 412})  # 412: it has changed since it was looked at
+_QUOTA = frozenset({403, 409, 413})  # each service has its own; all say the word
 
 
 class CloudAnswerError(Exception):
@@ -41,9 +43,13 @@ def _sort_status(  # noqa: PLR0911 - a table
 ) -> PayError:
     words = f"{call}: {answer.status} {answer.words}"
     retry_after = answer.retry_after or 0.0
-    if answer.status == 404:  # noqa: PLR2004 - statuses are their own names
+    if answer.status in _QUOTA and "quota" in answer.words.lower():
+        return FinalError("quota_exceeded", words)
+    if answer.status == 403:  # noqa: PLR2004 - statuses are their own names
+        return FinalError("cloud_forbidden", words)
+    if answer.status == 404:  # noqa: PLR2004
         return FinalError("not_found", words)
-    if answer.status == 409:  # noqa: PLR2004
+    if answer.status in _CONFLICT:
         return TransientError("conflict", words, retry_after=retry_after)
     if answer.status in _BUSY and (answer.retry_after is not None or answer.status == 429):  # noqa: PLR2004
         return TransientError("cloud_busy", words, retry_after=retry_after)

@@ -1,6 +1,7 @@
 """What fences a cloud resource against being made twice, where the cloud lets us choose what is exclusive.
 
-A port is fenced by its MAC address, a server by its port. Volumes have nothing of the kind.
+A port is fenced by its MAC address, a server by its port, a floating address by the port that it leads to, a rule by
+what it says. Volumes, security groups and server groups have nothing of the kind.
 """
 
 from __future__ import annotations

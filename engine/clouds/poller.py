@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
 from engine.clock import monotonic
-from engine.clouds.port import FinalError, PayError, only_waits, permit
+from engine.clouds.port import FinalError, PayError, only_waits, permit, waiting
 
 T = TypeVar("T")
 
@@ -46,7 +46,9 @@ class Poller(Generic[T]):
             self._waiting.pop(waiter, None)
 
     async def _poll(self) -> None:
-        permit.set(None)  # it serves waiters of several owners, and only looks
+        # It serves waiters of several owners, and only looks; what it waits for itself is no waiter's.
+        permit.set(None)
+        waiting.set(None)
         try:
             while self._waiting:
                 patience = min(max(SHORTEST, (monotonic() - self._begun) * _SHARE), LONGEST)

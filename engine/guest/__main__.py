@@ -1,6 +1,7 @@
-"""The agent's program: `python -m engine.guest <agent.json> [--run-as uid:gid]`. Ends with 0 when told to by SIGTERM.
+"""The agent's program: `python -m engine.guest`, told by an agent.json, by user data, or by a config drive.
 
-It takes one agent for each directory; the database that it looks after is left running when it ends.
+Ends with 0 when told to by SIGTERM. It takes one agent for each directory; the database that it looks after is left
+running when it ends.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ import msgspec
 import structlog
 
 from engine.guest import config as configuration
-from engine.guest import privileges
+from engine.guest import image, privileges
 from engine.guest.agent import run
 from engine.guest.connection import Credentials, read_credentials
 from engine.guest.datastores.base import DatastoreError
+from engine.guest.enrol import enrol, prepare
+from engine.guest.image import IMAGE
+from engine.guest.machine import agent_config
+from engine.guest.user_data import Machine, UserDataError, read_drive, read_machine
+from engine.tasks import end
 
 _log = structlog.get_logger()
 _LOCK_TIMEOUT = 10.0
@@ -32,30 +38,73 @@ _LOCK_TIMEOUT = 10.0
 def main(argv: list[str] | None = None) -> int:
     """Run an agent until SIGTERM or SIGINT. Yields the exit status."""
     parser = argparse.ArgumentParser(prog="holdfast agent", description="Run the guest agent of one instance.")
-    parser.add_argument("config", type=Path, help="the agent's configuration, agent.json")
+    told = parser.add_mutually_exclusive_group(required=True)
+    told.add_argument("config", nargs="?", type=Path, help="the agent's configuration, agent.json")
+    told.add_argument("--config-drive", type=Path, metavar="DIR", help="where the machine's config drive is mounted")
+    told.add_argument("--machine", type=Path, metavar="FILE", help="what cloud-init wrote from the machine's user data")
+    parser.add_argument(
+        "--image", type=Path, metavar="FILE", default=IMAGE, help=f"what the image says, by default {IMAGE}"
+    )
     parser.add_argument("--run-as", metavar="UID:GID", help="the user to become, when started as root")
     options = parser.parse_args(argv)
     _configure_logging()
     os.umask(0o077)
     try:
-        config = configuration.read(options.config)
-        credentials = read_credentials(config)
+        machine = _machine(options)
+        config = _config(options, machine)
+        credentials = read_credentials(config) if machine is None else None
+        if machine is not None:
+            config.directory.mkdir(exist_ok=True)
         if options.run_as:
             privileges.become(*privileges.parse(options.run_as), (config.directory, config.volume))
         with _sole_agent(config.directory):
-            asyncio.run(_until_told(config, credentials))
-    except (OSError, msgspec.MsgspecError, privileges.PrivilegeError, DatastoreError) as error:
-        _log.error("agent_cannot_run", config=str(options.config), reason=str(error))
+            asyncio.run(_until_told(config, credentials, machine))
+    except (
+        OSError,
+        ValueError,
+        msgspec.MsgspecError,
+        UserDataError,
+        privileges.PrivilegeError,
+        DatastoreError,
+    ) as error:
+        _log.error(
+            "agent_cannot_run", config=str(options.config or options.machine or options.config_drive), reason=str(error)
+        )
         return 1
     return 0
 
 
-async def _until_told(config: configuration.AgentConfig, credentials: Credentials) -> None:
+def _machine(options: argparse.Namespace) -> Machine | None:
+    """What the user data says, where the agent is told by it."""
+    if options.config_drive is not None:
+        return read_drive(options.config_drive)
+    return read_machine(options.machine) if options.machine is not None else None
+
+
+def _config(options: argparse.Namespace, machine: Machine | None) -> configuration.AgentConfig:
+    if machine is None:
+        return configuration.read(options.config)
+    return agent_config(machine, image.read(options.image), options.config_drive)
+
+
+async def _until_told(
+    config: configuration.AgentConfig, credentials: Credentials | None, machine: Machine | None
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     _log.info("agent_started", instance=str(config.instance_id), datastore=config.datastore, user=os.geteuid())
+    if machine is not None:
+        prepare(machine, config)
+        enrolling = asyncio.create_task(enrol(machine, config))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({enrolling, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not enrolling.done():
+            await end(enrolling)
+            return
+        enrolling.result()
     await run(config, credentials, stop)
 
 

@@ -37,6 +37,7 @@ from engine.messages import (
     GuestVerb,
     Heartbeat,
     PrepareArgs,
+    RebuildArgs,
     StartArgs,
     VolumeUse,
     heartbeat_subject,
@@ -192,6 +193,9 @@ class Agent:
         if verb is GuestVerb.PREPARE:
             prepare = msgspec.convert(args, PrepareArgs)
             return lambda: database.prepare(prepare)
+        if verb is GuestVerb.REBUILD:
+            rebuild = msgspec.convert(args, RebuildArgs)
+            return lambda: database.rebuild(rebuild)
         if verb is GuestVerb.START:
             start = msgspec.convert(args, StartArgs)
             return lambda: database.start(start)

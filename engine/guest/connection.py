@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-import nats
 import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from engine.broker import SecureClient
 from engine.guest.config import AgentConfig
 from engine.messages import guest_subject
 
@@ -93,7 +93,8 @@ async def _connect(config: AgentConfig, credentials: Credentials, closed: asynci
     async def on_close() -> None:
         closed.set()
 
-    return await nats.connect(
+    client = SecureClient(has_certificate=False)
+    await client.connect(
         config.nats_url,
         name=f"guest-{config.instance_id}",
         inbox_prefix=f"_INBOX.guest.{config.instance_id}",
@@ -107,6 +108,7 @@ async def _connect(config: AgentConfig, credentials: Credentials, closed: asynci
         closed_cb=on_close,
         **options,
     )
+    return client
 
 
 async def _pause(failures: int) -> None:

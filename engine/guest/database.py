@@ -17,7 +17,7 @@ from engine.guest import process, volume
 from engine.guest.datastores.base import Datastore, DatastoreError, Settings, check_programs
 from engine.guest.desired import DesiredFile
 from engine.guest.installation import choose_port, install, sync_tree
-from engine.messages import GrowArgs, GuestStatus, PrepareArgs, StartArgs
+from engine.messages import GrowArgs, GuestStatus, PrepareArgs, RebuildArgs, StartArgs
 
 _log = structlog.get_logger()
 
@@ -87,6 +87,22 @@ class Database:
         self._desired.change(prepared=True, running=True)
         self._enter(GuestStatus.HEALTHY)
         return {"port": self._desired.now.port}
+
+    def rebuild(self, args: RebuildArgs) -> dict[str, Any]:
+        """Running again, on a server made anew, with the data that lie on the volume."""
+        if not self._place.data.is_dir():
+            raise DatastoreError(
+                "data_missing",
+                f"no data lie at {self._place.data}: see that the volume is mounted there, then ask again",
+                transient=True,
+            )
+        self._configure(args.ram, args.overrides)
+        self._desired.change(
+            volume=args.volume_size * self._gibibyte, port=args.port, installed=True, prepared=True, running=True
+        )
+        self._run()
+        self._enter(GuestStatus.HEALTHY)
+        return {}
 
     def start(self, args: StartArgs) -> dict[str, Any]:
         """Running with the configuration for this memory."""

@@ -43,6 +43,8 @@ ALLOWED = {
     "resize_volume": {"ACTIVE"},
     "resize_flavor": {"ACTIVE"},
     "migrate": {"ACTIVE"},
+    "rebuild": {"ACTIVE", "ERROR"},
+    "update_access": {"ACTIVE"},
     "stop_instance": {"ACTIVE"},
     "start_instance": {"SHUTOFF"},
     "delete_instance": {"ACTIVE", "SHUTOFF", "ERROR", "FAILED"},

@@ -13,11 +13,11 @@ from aggregates.arguments import OPTIONAL, RESERVED_USERS
 from aggregates.base import Refusal
 from aggregates.catalogue import Datastore
 from aggregates.commands import CreateInstance
-from aggregates.effects import Database, PrepareDatabase, SendCommand, User
+from aggregates.effects import Access, Database, PrepareDatabase, SendCommand, User
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
 from tests.aggregates.story import given, names, refused
-from tests.support.given import CATALOGUE, NOON, active, context, requested
+from tests.support.given import BARE, CATALOGUE, MANAGED, NOON, active, context, pay, requested, requested_fully, settle
 
 SMALLEST: dict[str, Any] = {"name": "orders", "flavor": "small", "datastore": "postgresql", "volume_size": 1}
 
@@ -43,7 +43,7 @@ def test_a_created_instance_is_in_build_and_owes_its_quota() -> None:
         kind="quota",
         aggregate_id=quota_id("acme"),
         command="reserve_quota",
-        args={"instance_id": str(instance.id), "ram": 512, "volumes": 1},
+        args={"instance_id": str(instance.id), "ram": 512, "volumes": 1, "as_of": 1},
     )
 
 
@@ -112,7 +112,7 @@ def test_an_override_is_recorded_as_text(value: Any, text: str) -> None:
 @pytest.mark.parametrize("argument", OPTIONAL)
 @pytest.mark.parametrize("value", ["anything", ["one"], {"a": 1}, False], ids=str)
 def test_an_argument_that_the_cloud_does_not_honour_is_refused_by_name(argument: str, value: Any) -> None:
-    refused_with = refusal(**{argument: value})
+    refused_with = refusal(BARE, **{argument: value})
     assert refused_with.code == "unsupported"
     assert argument in refused_with.message
 
@@ -125,7 +125,8 @@ def test_an_empty_value_asks_for_nothing_as_with_the_predecessor(argument: str, 
 
 def test_every_argument_of_the_command_is_recorded_or_one_that_a_cloud_must_honour() -> None:
     recorded = set(vars(requested()))
-    assert set(CreateInstance.__struct_fields__) - recorded == set(OPTIONAL)
+    assert set(CreateInstance.__struct_fields__) - recorded <= set(OPTIONAL)
+    assert recorded >= CATALOGUE.honours
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_an_argument_that_cannot_be_honoured_is_refused_with_what_is_allowed(
 
 
 def test_users_are_refused_where_the_datastore_has_none() -> None:
-    without = Datastore(manager="plain", versions=("1",), parameters=frozenset(), has_users=False)
+    without = Datastore(manager="plain", port=5432, versions=("1",), parameters=frozenset(), has_users=False)
     catalogue = msgspec.structs.replace(CATALOGUE, datastores=(without,))
     refused_with = refusal(catalogue, datastore="plain", users=(User(name="a", password_ref="r"),))
     assert refused_with.code == "unsupported"
@@ -209,3 +210,95 @@ def test_an_id_is_created_once() -> None:
 def test_a_wrong_type_or_an_unknown_argument_is_found_while_decoding(arguments: dict[str, Any]) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({**SMALLEST, **arguments}, CreateInstance)
+
+
+# --- access, networks, locality -----------------------------------------------------------------------------------
+
+
+def test_where_access_is_honoured_an_instance_that_says_nothing_of_it_is_private_and_open_to_all_who_reach_it() -> None:
+    assert create().access == Access(public=False, allowed_cidrs=("0.0.0.0/0",))
+    assert create(BARE).access is None
+
+
+@pytest.mark.parametrize(
+    ("given_cidrs", "recorded"),
+    [
+        (("10.0.0.0/8", "10.0.0.0/8"), ("10.0.0.0/8",)),
+        (("192.0.2.7",), ("192.0.2.7/32",)),
+        (("2001:DB8::/32",), ("2001:db8::/32",)),
+        ((), ()),
+    ],
+    ids=str,
+)
+def test_networks_are_recorded_once_and_in_their_usual_form(
+    given_cidrs: tuple[str, ...], recorded: tuple[str, ...]
+) -> None:
+    access = create(access=Access(allowed_cidrs=given_cidrs)).access
+    assert access is not None
+    assert access.allowed_cidrs == recorded
+
+
+@pytest.mark.parametrize(
+    ("cidrs", "words"),
+    [
+        (("everywhere",), "'everywhere' is no network; write one as 192.0.2.0/24"),
+        (("10.1.2.3/8",), "10.1.2.3/8 names a host; write 10.0.0.0/8 for its network"),
+        (tuple(f"10.0.{n}.0/24" for n in range(65)), "allowed_cidrs may be 64 at most, not 65"),
+    ],
+    ids=["no network", "a host's bits", "too many"],
+)
+def test_what_is_no_network_is_refused_and_never_widened(cidrs: tuple[str, ...], words: str) -> None:
+    refused_with = refusal(access=Access(allowed_cidrs=cidrs))
+    assert refused_with.code == "invalid_argument"
+    assert words in refused_with.message
+
+
+def test_an_instance_lies_on_one_tenants_network() -> None:
+    assert create(nics=("network-1",)).nics == ("network-1",)
+    assert refusal(nics=("network-1", "network-2")).code == "unsupported"
+
+
+def test_all_that_an_instance_asks_for_reaches_the_cloud() -> None:
+    instance = requested_fully()
+    effects = {}
+    while (owed := instance.owes()) is not None:
+        effects[instance.state] = owed.effect
+        pay(instance)
+    group: Any = effects["build_server_group"]
+    rules: Any = effects["build_rules"]
+    port: Any = effects["build_port"]
+    management: Any = effects["build_management_port"]
+    server: Any = effects["build_server"]
+    address: Any = effects["build_address"]
+    assert (group.name, group.policy) == (instance.resource_name, "anti-affinity")
+    assert (rules.security_group_id, rules.port, rules.cidrs) == ("security-group-1", 5432, ("192.0.2.0/24",))
+    assert (port.network, port.security_group_id) == ("tenant-2", "security-group-1")
+    assert (management.name, management.network) == (f"holdfast-mgmt-{instance.id}", "management")
+    assert (server.management_port_id, server.server_group_id) == ("port-2", "server-group-1")
+    assert server.image_id == "image-1"
+    assert address.port_id == "port-1"
+    assert given(instance).public_address == "203.0.113.7"
+
+
+@pytest.mark.parametrize(
+    ("catalogue", "arguments", "passed"),
+    [
+        (BARE, {}, set()),
+        (CATALOGUE, {}, {"build_security_group", "build_rules"}),
+        (CATALOGUE, {"access": Access(allowed_cidrs=())}, {"build_security_group"}),
+        (CATALOGUE, {"access": Access(public=True)}, {"build_security_group", "build_rules", "build_address"}),
+        (BARE, {"locality": ""}, set()),
+        (MANAGED, {"locality": "affinity"}, {
+            "build_server_group", "build_security_group", "build_rules", "build_management_port",
+        }),
+    ],
+    ids=["bare", "guarded", "nobody let in", "public", "nothing asked for", "together"],
+)  # fmt: skip
+def test_only_what_is_wanted_is_planned_and_passed(catalogue: Any, arguments: dict[str, Any], passed: set[str]) -> None:
+    instance = create(catalogue, **arguments)
+    operation = instance.operation
+    assert operation is not None
+    plain = create(BARE).operation
+    assert plain is not None
+    assert set(operation.plan) - set(plain.plan) == passed
+    assert tuple(settle(instance)) == operation.plan

@@ -64,13 +64,27 @@ def said(guard: str) -> Any:
     return outcome
 
 
+def named(chart: Any, leaf: str, transition: str) -> list[str]:
+    """The guards that are asked about the transition from the leaf, or from what it lies in."""
+    conditions = [
+        spec.func
+        for _, state in _walk(chart.states)
+        if state.id in configuration(chart, leaf)
+        for each in state.transitions
+        if transition in each.events
+        for spec in each.cond
+    ]
+    return sorted({name for condition in conditions for name in names_in_boolean_expr(condition)})
+
+
 def asked(chart: Any) -> Iterator[tuple[str, str, dict[str, bool]]]:
-    """Every leaf, with every transition and one that there is not, with every outcome of the guards."""
-    names = guards(chart)
+    """Every leaf, with every transition and one that there is not, with every outcome of the guards asked there."""
+    others = dict.fromkeys(guards(chart), True)
     leaves = [state.id for _, state in _walk(chart.states) if not state.states]
-    for outcomes in product((False, True), repeat=len(names)):
-        for leaf, transition in product(leaves, [*transitions(chart), "no_such_transition"]):
-            yield leaf, transition, dict(zip(names, outcomes, strict=True))
+    for leaf, transition in product(leaves, [*transitions(chart), "no_such_transition"]):
+        names = named(chart, leaf, transition)
+        for outcomes in product((False, True), repeat=len(names)):
+            yield leaf, transition, {**others, **dict(zip(names, outcomes, strict=True))}
 
 
 def answered_alike(chart: Any) -> int:

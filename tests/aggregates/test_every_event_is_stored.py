@@ -8,11 +8,11 @@ from uuid import UUID
 import pytest
 
 from aggregates.base import Event, Lifecycled, Transitioned
-from aggregates.commands import ReleaseQuota, ReserveQuota
+from aggregates.commands import ReleaseBackup, ReleaseQuota, ReserveBackup, ReserveQuota, SetQuota
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
-from aggregates.observation import note_removed, note_surplus
+from aggregates.observation import Look, adopt, disown, drift, note, note_removed, note_surplus
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from aggregates.resources import Resource, ResourceKind
@@ -52,6 +52,9 @@ def lived() -> list[Any]:
         pay(instance)
     quota = Quota.create(quota_id("acme"), ReserveQuota(instance_id=ID, ram=1, volumes=1), context())
     quota.execute(ReleaseQuota(instance_id=ID), context())
+    quota.execute(ReserveBackup(backup_id=UUID(int=2)), context())
+    quota.execute(ReleaseBackup(backup_id=UUID(int=2)), context())
+    quota.execute(SetQuota(instances=5, ram=-1), context())
     health = Health.watch(ID, project="acme", partition=7, at=NOON)
     health.observe(HealthStatus.DOWN, "no heartbeat for 31 s", at=NOON)
     health.forget(at=NOON)
@@ -64,6 +67,18 @@ def observed() -> Instance:
     volume = Resource(kind=ResourceKind.VOLUME, id="volume-2", name=instance.resource_name, size=1)
     note_surplus(instance, volume, at=NOON)
     note_removed(instance, volume, at=NOON)
+    disown(instance, volume, actor="bob", at=NOON)
+    missing = Look(entered=instance.entered, drift=drift(instance, []))
+    note(instance, missing, missing, at=NOON)
+    fine = Look(entered=instance.entered)
+    note(instance, fine, fine, at=NOON)
+    adopt(
+        instance,
+        Resource(kind=ResourceKind.VOLUME, id="volume-3", name=instance.resource_name),
+        [],
+        actor="bob",
+        at=NOON,
+    )
     return instance
 
 

@@ -31,10 +31,15 @@ from tests.support.given import (
 
 BUILD = {
     "build_quota": "undo_build_quota",
+    "build_server_group": "undo_build_server_group",
+    "build_security_group": "undo_build_security_group",
+    "build_rules": "undo_build_security_group",
     "build_port": "undo_build_port",
+    "build_management_port": "undo_build_management_port",
     "build_volume": "undo_build_volume",
     "build_credentials": "undo_build_volume",
     "build_server": "undo_build_server",
+    "build_address": "undo_build_server",
     "build_attachment": "undo_build_server",
     "build_database": "undo_build_server",
     "build_health": "undo_build_server",
@@ -43,6 +48,13 @@ BUILD = {
 CANCELS = {
     **BUILD,
     "resize_volume_quota": "undo_resize_volume_quota",
+    "resize_volume_stop": "undo_resize_volume_attach",
+    "resize_volume_detach": "undo_resize_volume_attach",
+    "update_security_group": "undo_update_security_group",
+    "update_rules_added": "undo_update_rules_removed",
+    "update_rules_removed": "undo_update_rules_removed",
+    "update_port": "undo_update_port",
+    "update_address_created": "undo_update_address",
     "resize_flavor_quota": "undo_resize_flavor_quota",
     "resize_flavor_stop": "undo_resize_flavor_server",
     "resize_flavor_server": "undo_resize_flavor_server",
@@ -59,8 +71,11 @@ OWING = [state for state in everywhere() if Instance.owes_in(state)]
 SETTLED = [state for state in everywhere() if not Instance.owes_in(state)]
 # The states that owe the absence of something: what is skipped there is left.
 ABSENCES = {
-    "undo_build_server", "undo_build_volume", "undo_build_port", "undo_build_credentials", "undo_build_quota",
-    "build_surplus", "delete_server", "delete_port", "delete_volume", "delete_credentials", "delete_quota",
+    "undo_build_server", "undo_build_address", "undo_build_volume", "undo_build_management_port", "undo_build_port",
+    "undo_build_security_group", "undo_build_server_group", "undo_build_credentials", "undo_build_quota",
+    "build_surplus", "update_surplus", "update_address_deleted", "undo_update_address", "undo_update_port",
+    "undo_update_security_group", "delete_server", "delete_address", "delete_port", "delete_management_port",
+    "delete_volume", "delete_security_group", "delete_server_group", "delete_credentials", "delete_quota",
 }  # fmt: skip
 
 
@@ -258,7 +273,7 @@ def test_where_something_must_be_true_a_skip_needs_the_facts_that_say_so(state: 
     assert refusal.code == "forbidden_state"
     assert "is no absence; make it true by hand" in refusal.message
     missing = instance.to_yield()
-    good: dict[type[Any], Any] = {str: "by-hand", int: 5432}
+    good: dict[Any, Any] = {str: "by-hand", str | None: "by-hand", int: 5432}
     facts = {name: good[kind] for name, kind in missing.items()}
     assert when(instance, about(instance, "skip_step", facts=facts))[0] == "StepSkipped"
     assert {name: getattr(instance, name) for name in facts} == facts
@@ -298,7 +313,8 @@ def test_what_is_parked_can_be_abandoned_and_then_deleted(state: str) -> None:
 
 
 NAME = "holdfast-00000000-0000-0000-0000-000000000007"
-ALL = (f"server server-1 ({NAME})", f"volume volume-1 ({NAME})", f"port port-1 ({NAME})")
+GROUP = "security group security-group-1 (holdfast-sg-00000000-0000-0000-0000-000000000007)"
+ALL = (f"server server-1 ({NAME})", f"volume volume-1 ({NAME})", f"port port-1 ({NAME})", GROUP)
 GUEST, QUOTA = "the credentials of its guest", "what the quota holds for it"
 
 
@@ -306,7 +322,7 @@ GUEST, QUOTA = "the credentials of its guest", "what the quota holds for it"
     ("command", "state", "left"),
     [
         ("delete_instance", "delete_server", (*ALL, GUEST, QUOTA)),
-        ("delete_instance", "delete_volume", (ALL[1], GUEST, QUOTA)),
+        ("delete_instance", "delete_volume", (ALL[1], GROUP, GUEST, QUOTA)),
         ("delete_instance", "delete_quota", (QUOTA,)),
         ("resize_volume", "resize_volume_grow", ALL),
         ("migrate", "migrate_confirm", ALL),
@@ -327,7 +343,7 @@ def test_what_may_be_there_without_a_known_id_is_listed_by_name() -> None:
     park(instance)
     instance.execute(about(instance, "abandon_operation"), context())
     unknown = f"volume named {NAME}, if there is one"
-    assert given(instance).left_behind == (unknown, f"port port-1 ({NAME})", GUEST, QUOTA)
+    assert given(instance).left_behind == (unknown, f"port port-1 ({NAME})", GROUP, GUEST, QUOTA)
 
 
 # --- all four -----------------------------------------------------------------------------------------------------

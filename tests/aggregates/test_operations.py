@@ -11,20 +11,27 @@ from typing import Any
 import pytest
 
 from aggregates.base import LastLook, Parked, WrongFactsError
-from aggregates.commands import Migrate
+from aggregates.commands import Migrate, Rebuild, UpdateAccess
 from aggregates.effects import (
+    Access,
+    AccessRulesAbsent,
     CloudEffect,
+    EnsureAccessRules,
+    EnsureFloatingAddress,
     ExtendVolume,
     MigrateServer,
     PortAbsent,
+    RebuildDatabase,
+    RebuildServer,
     RevertServer,
     SendCommand,
     StartDatabase,
     SurplusAbsent,
 )
 from aggregates.instance import Instance
-from tests.aggregates.story import given, names
+from tests.aggregates.story import given, names, refused
 from tests.support.given import (
+    BARE,
     EXAMPLES,
     NOON,
     active,
@@ -35,23 +42,25 @@ from tests.support.given import (
     intervention,
     pay,
     requested,
+    requested_before,
     settle,
     started,
     unanswered,
 )
 
-BUILD_DATABASE = "build_database build_health"
+BUILD_REST = "build_credentials build_server build_attachment build_database build_health"
+DELETE_REST = "delete_security_group delete_credentials delete_quota"
 RESTART_RESIZED = "resize_flavor_agent resize_flavor_start resize_flavor_health resize_flavor_confirm"
 
 # command: the states passed, the end, the name of the first event
 PATHS = {
     "create_instance": (
-        "build_quota build_port build_volume build_credentials build_server build_attachment " + BUILD_DATABASE,
+        "build_quota build_security_group build_rules build_port build_volume " + BUILD_REST,
         "ACTIVE",
         "InstanceRequested",
     ),
     "delete_instance": (
-        "delete_database delete_server delete_port delete_volume delete_credentials delete_quota",
+        "delete_database delete_server delete_port delete_volume delete_security_group delete_credentials delete_quota",
         "DELETED",
         "DeletionRequested",
     ),
@@ -72,11 +81,24 @@ PATHS = {
         "ACTIVE",
         "MigrationRequested",
     ),
+    "rebuild": (
+        "rebuild_stop rebuild_server rebuild_agent rebuild_database rebuild_health",
+        "ACTIVE",
+        "RebuildRequested",
+    ),
+    "update_access": (
+        "update_rules_added update_rules_removed update_address_created",
+        "ACTIVE",
+        "AccessUpdateRequested",
+    ),
     "stop_instance": ("stop_database stop_server", "SHUTOFF", "StopRequested"),
     "start_instance": ("start_server start_agent start_database start_health", "ACTIVE", "StartRequested"),
 }
 
-UNDO_BUILD = "undo_build_server undo_build_volume undo_build_port undo_build_credentials undo_build_quota"
+UNDO_GROUP = "undo_build_security_group undo_build_credentials undo_build_quota"
+UNDO_VOLUME = "undo_build_volume undo_build_port " + UNDO_GROUP
+UNDO_BUILD = "undo_build_server " + UNDO_VOLUME
+UNDO_RULES = "undo_update_rules_removed undo_update_rules_added"
 UNDO_FLAVOR = "undo_resize_flavor_server undo_resize_flavor_agent undo_resize_flavor_start undo_resize_flavor_quota"
 UNDO_MIGRATION = "undo_migrate_server undo_migrate_agent undo_migrate_start"
 
@@ -84,9 +106,11 @@ UNDO_MIGRATION = "undo_migrate_server undo_migrate_agent undo_migrate_start"
 UNDOES = {
     "create_instance": {
         "build_quota": ("undo_build_quota", "FAILED"),
-        "build_port": ("undo_build_port undo_build_credentials undo_build_quota", "FAILED"),
-        "build_volume": ("undo_build_volume undo_build_port undo_build_credentials undo_build_quota", "FAILED"),
-        "build_credentials": ("undo_build_volume undo_build_port undo_build_credentials undo_build_quota", "FAILED"),
+        "build_security_group": (UNDO_GROUP, "FAILED"),
+        "build_rules": (UNDO_GROUP, "FAILED"),
+        "build_port": ("undo_build_port " + UNDO_GROUP, "FAILED"),
+        "build_volume": (UNDO_VOLUME, "FAILED"),
+        "build_credentials": (UNDO_VOLUME, "FAILED"),
         "build_server": (UNDO_BUILD, "FAILED"),
         "build_attachment": (UNDO_BUILD, "FAILED"),
         "build_database": (UNDO_BUILD, "FAILED"),
@@ -94,7 +118,10 @@ UNDOES = {
     },
     # What is being deleted need not be stopped cleanly; nothing else of a deletion may be left out.
     "delete_instance": {
-        "delete_database": ("delete_server delete_port delete_volume delete_credentials delete_quota", "DELETED")
+        "delete_database": (
+            "delete_server delete_port delete_volume " + DELETE_REST,
+            "DELETED",
+        )
     },
     "restart": {"restart_database": ("", "ERROR"), "restart_health": ("", "ERROR")},
     "reboot": {
@@ -123,6 +150,13 @@ UNDOES = {
         "migrate_start": (UNDO_MIGRATION, "ACTIVE"),
         "migrate_health": (UNDO_MIGRATION, "ACTIVE"),
     },
+    # A server that the cloud does not make anew is as it was, but for its database, which is stopped.
+    "rebuild": {"rebuild_stop": ("", "ERROR"), "rebuild_server": ("", "ERROR")},
+    "update_access": {
+        "update_rules_added": (UNDO_RULES, "ACTIVE"),
+        "update_rules_removed": (UNDO_RULES, "ACTIVE"),
+        "update_address_created": ("undo_update_address " + UNDO_RULES, "ACTIVE"),
+    },
     "stop_instance": {"stop_database": ("", "ERROR"), "stop_server": ("", "ERROR")},
     "start_instance": {
         "start_server": ("", "ERROR"),
@@ -136,17 +170,28 @@ UNDOES = {
 PAID = {
     "quota_reserved": "SendCommand reserve_quota",
     "quota_released": "SendCommand release_quota",
+    "server_group_created": "EnsureServerGroup",
+    "security_group_created": "EnsureSecurityGroup",
+    "access_rules_added": "EnsureAccessRules",
+    "access_rules_removed": "AccessRulesAbsent",
     "port_created": "EnsurePort",
+    "management_port_created": "EnsureManagementPort",
+    "port_secured": "EnsurePortGroup",
+    "port_unsecured": "PortGroupAbsent",
+    "floating_address_created": "EnsureFloatingAddress",
     "volume_created": "EnsureVolume",
     "credentials_issued": "EnsureCredentials",
     "server_created": "EnsureServer",
     "volume_attached": "EnsureAttachment",
+    "volume_detached": "DetachVolume",
+    "database_rebuilt": "RebuildDatabase",
     "database_prepared": "PrepareDatabase",
     "database_healthy": "AwaitHealthy",
     "database_restarted": "RestartDatabase",
     "database_stopped": "StopDatabase",
     "database_started": "StartDatabase",
     "server_rebooted": "RebootServer",
+    "server_rebuilt": "RebuildServer",
     "server_resized": "ResizeServer",
     "server_migrated": "MigrateServer",
     "server_stopped": "StopServer",
@@ -158,7 +203,11 @@ PAID = {
     "volume_extended": "ExtendVolume",
     "file_system_grown": "GrowFileSystem",
     "server_deleted": "ServerAbsent",
+    "floating_address_deleted": "FloatingAddressAbsent",
     "port_deleted": "PortAbsent",
+    "management_port_deleted": "PortAbsent",
+    "security_group_deleted": "SecurityGroupAbsent",
+    "server_group_deleted": "ServerGroupAbsent",
     "volume_deleted": "VolumeAbsent",
     "credentials_revoked": "CredentialsAbsent",
     "surplus_removed": "SurplusAbsent",
@@ -374,26 +423,35 @@ def test_the_key_of_an_effect_is_the_same_over_all_attempts_and_another_in_the_n
     instance = advance(requested(), "build_port")
     first = instance.owes()
     assert first is not None
-    assert first.key == f"{instance.id}:2:EnsurePort"
+    assert first.key == f"{instance.id}:4:EnsurePort"
     instance.note("AttemptFailed", at=NOON, **ATTEMPT)
     assert instance.owes() == first
     pay(instance)
     second = instance.owes()
     assert second is not None
-    assert second.key == f"{instance.id}:4:EnsureVolume"
+    assert second.key == f"{instance.id}:6:EnsureVolume"
 
 
 # --- unanswered calls ------------------------------------------------------------------------------------------
 
 LATER = NOON + timedelta(seconds=60)
-CLEARING = {"ServerAbsent", "VolumeAbsent", "PortAbsent", "SurplusAbsent", "RevertServer", "CredentialsAbsent"}
+CLEARING = {
+    "ServerAbsent", "VolumeAbsent", "PortAbsent", "FloatingAddressAbsent", "SecurityGroupAbsent", "ServerGroupAbsent",
+    "PortGroupAbsent", "AccessRulesAbsent", "SurplusAbsent", "RevertServer", "CredentialsAbsent",
+}  # fmt: skip
+AGAIN = {"undo_resize_volume_attach", "undo_update_rules_removed"}  # what was taken away is there again
 
 
 def test_a_create_with_an_unanswered_call_looks_for_surplus_before_it_is_active() -> None:
     instance = advance(unanswered(requested()), "build_surplus")
     owed = instance.owes()
     assert owed is not None
-    assert owed.effect == SurplusAbsent(instance_id=instance.id, name=instance.resource_name, keep="volume-1")
+    assert owed.effect == SurplusAbsent(
+        instance_id=instance.id,
+        name=instance.resource_name,
+        security_group_name=instance.security_group_name,
+        keep=("volume-1", "security-group-1"),
+    )
     assert owed.not_before == LATER
     pay(instance)
     assert (instance.state, given(instance).removed) == ("ACTIVE", ("volume-2",))
@@ -417,15 +475,8 @@ def test_the_latest_moment_of_all_unanswered_calls_counts() -> None:
 def test_only_what_clears_away_waits_until_no_call_can_be_carried_out_any_more(state: str) -> None:
     owed = unanswered(everywhere()[state]).owes()
     assert owed is not None
-    assert owed.effect.clears == (owed.effect.type_name in CLEARING)
+    assert owed.effect.clears == (owed.effect.type_name in CLEARING or state in AGAIN)
     assert owed.not_before == (LATER if owed.effect.clears else None)
-
-
-@pytest.mark.parametrize("command", PATHS)
-def test_no_operation_begins_with_an_effect_that_makes_something(command: str) -> None:
-    owed = started(command).owes()
-    assert owed is not None
-    assert not owed.effect.makes
 
 
 def test_a_state_entered_by_a_deletion_may_overtake_a_call_until_it_is_left() -> None:
@@ -551,3 +602,234 @@ def test_a_settled_instance_takes_no_notes() -> None:
     instance = given(active())
     instance.note("AttemptFailed", at=NOON, **ATTEMPT)
     assert names(instance) == []
+
+
+# --- access -------------------------------------------------------------------------------------------------------
+
+ELSEWHERE = ("10.0.0.0/8",)
+
+
+def access_of(instance: Instance) -> Access | None:
+    return instance.access
+
+
+def updated(instance: Instance, **arguments: Any) -> Instance:
+    instance.execute(UpdateAccess(**arguments), context())
+    return instance
+
+
+def test_rules_are_made_before_others_are_removed_and_before_the_address() -> None:
+    instance = updated(active(), public=True, allowed_cidrs=ELSEWHERE)
+    seen = []
+    while (owed := instance.owes()) is not None:
+        seen.append(owed.effect)
+        pay(instance)
+    added, removed, address = seen
+    assert isinstance(added, EnsureAccessRules)
+    assert added.cidrs == ELSEWHERE
+    assert isinstance(removed, AccessRulesAbsent)
+    assert removed.keep == ELSEWHERE
+    assert isinstance(address, EnsureFloatingAddress)
+    assert given(instance).access == Access(public=True, allowed_cidrs=ELSEWHERE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "passed"),
+    [
+        ({"public": True}, ["update_address_created"]),
+        ({"allowed_cidrs": ("0.0.0.0/0", "10.0.0.0/8")}, ["update_rules_added"]),
+        ({"allowed_cidrs": ()}, ["update_rules_removed"]),
+        ({"allowed_cidrs": ELSEWHERE}, ["update_rules_added", "update_rules_removed"]),
+    ],
+    ids=str,
+)
+def test_only_what_changes_is_passed(arguments: dict[str, Any], passed: list[str]) -> None:
+    instance = updated(active(), **arguments)
+    operation = instance.operation
+    assert operation is not None
+    assert list(operation.plan) == passed
+    assert settle(instance) == passed
+
+
+def test_an_address_that_is_given_up_goes_last_since_no_other_would_be_the_same() -> None:
+    instance = updated(active(access=Access(public=True)), public=False, allowed_cidrs=ELSEWHERE)
+    assert settle(instance) == ["update_rules_added", "update_rules_removed", "update_address_deleted"]
+    assert not Instance.can_from("update_address_deleted", "failed")
+    known = given(instance)
+    assert (known.public_address, known.access) == (None, Access(public=False, allowed_cidrs=ELSEWHERE))
+
+
+def test_at_every_moment_the_access_that_is_known_is_the_one_that_there_is() -> None:
+    instance = updated(active(), public=True, allowed_cidrs=ELSEWHERE)
+    seen = []
+    while instance.owes() is not None:
+        pay(instance)
+        seen.append(access_of(instance))
+    assert seen == [
+        Access(public=False, allowed_cidrs=("0.0.0.0/0", *ELSEWHERE)),
+        Access(public=False, allowed_cidrs=ELSEWHERE),
+        Access(public=True, allowed_cidrs=ELSEWHERE),
+    ]
+
+
+@pytest.mark.parametrize("state", ["update_rules_added", "update_rules_removed", "update_address_created"])
+def test_an_update_that_fails_leaves_the_access_that_there_was(state: str) -> None:
+    before = active()
+    instance = advance(updated(before, public=True, allowed_cidrs=ELSEWHERE), state)
+    fail(instance)
+    settle(instance)
+    assert given(instance).access == Access()
+    assert instance.public_address is None
+
+
+def test_what_is_let_in_again_waits_until_no_removal_can_come_late() -> None:
+    instance = advance(updated(active(), allowed_cidrs=ELSEWHERE), "update_rules_removed")
+    unanswered(instance)
+    fail(instance)
+    owed = instance.owes()
+    assert owed is not None
+    assert isinstance(owed.effect, EnsureAccessRules)
+    assert owed.not_before == LATER
+
+
+def test_an_instance_of_before_gets_a_security_group_with_its_first_update() -> None:
+    instance = requested_before()
+    settle(instance)
+    assert access_of(instance) is None
+    updated(instance, public=True, allowed_cidrs=ELSEWHERE)
+    assert settle(instance) == ["update_security_group", "update_rules_added", "update_port", "update_address_created"]
+    assert (instance.security_group_id, access_of(instance)) == (
+        "security-group-1",
+        Access(public=True, allowed_cidrs=ELSEWHERE),
+    )
+    instance.execute(EXAMPLES["delete_instance"], context())
+    assert {"delete_address", "delete_security_group"} <= set(settle(instance))
+
+
+@pytest.mark.parametrize(
+    "state", ["update_security_group", "update_rules_added", "update_port", "update_address_created"]
+)
+def test_an_instance_of_before_whose_first_update_fails_has_no_security_group(state: str) -> None:
+    instance = requested_before()
+    settle(instance)
+    advance(updated(instance, public=True, allowed_cidrs=ELSEWHERE), state)
+    fail(instance)
+    assert settle(instance)[-1] == "undo_update_security_group"
+    assert (instance.state, given(instance).access) == ("ACTIVE", None)
+
+
+def test_a_first_update_with_an_unanswered_call_looks_for_a_second_security_group() -> None:
+    instance = requested_before()
+    settle(instance)
+    assert settle(updated(unanswered_later(instance), allowed_cidrs=ELSEWHERE))[-1] == "update_surplus"
+
+
+def unanswered_later(instance: Instance) -> Instance:
+    """With a call on record that went unanswered while it was made."""
+    instance.unanswered_until = LATER
+    return instance
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ({}, "invalid_argument", "say what shall change"),
+        ({"public": False}, "invalid_argument", "has this access already"),
+        ({"allowed_cidrs": ("0.0.0.0/0",)}, "invalid_argument", "has this access already"),
+        ({"allowed_cidrs": ("nowhere",)}, "invalid_argument", "is no network"),
+    ],
+    ids=str,
+)
+def test_an_update_that_changes_nothing_or_cannot_be_is_refused(
+    arguments: dict[str, Any], code: str, words: str
+) -> None:
+    refused_with = refused(given(active()), UpdateAccess(**arguments))
+    assert refused_with.code == code
+    assert words in refused_with.message
+
+
+def test_where_nobodys_access_is_guarded_there_is_nothing_to_update() -> None:
+    assert refused(given(active()), UpdateAccess(public=True), catalogue=BARE).code == "unsupported"
+
+
+# --- rebuilding, and volumes that cannot be extended in use ------------------------------------------------------
+
+
+def test_a_server_is_made_anew_from_the_image_named_and_the_database_keeps_its_port() -> None:
+    instance = active()
+    instance.execute(Rebuild(image_id="image-2"), context())
+    advance(instance, "rebuild_server")
+    owed = instance.owes()
+    assert owed is not None
+    assert isinstance(owed.effect, RebuildServer)
+    assert owed.effect.image_id == "image-2"
+    advance(instance, "rebuild_database")
+    owed = instance.owes()
+    assert owed is not None
+    assert owed.effect == RebuildDatabase(instance_id=instance.id, ram=512, volume_size=1, port=5432, overrides={})
+    settle(instance)
+    assert given(instance).image_id == "image-2"
+
+
+def test_without_an_image_it_is_the_one_that_the_instance_was_made_from() -> None:
+    instance = active(image_id="image-1")
+    instance.execute(Rebuild(), context())
+    assert instance.new_image_id == "image-1"
+
+
+def test_in_error_the_guest_is_not_asked_to_stop_since_it_may_be_what_is_broken() -> None:
+    instance = advance(started("restart"), "restart_health")
+    fail(instance)
+    assert instance.state == "ERROR"
+    instance.execute(Rebuild(), context())
+    assert settle(instance) == ["rebuild_server", "rebuild_agent", "rebuild_database", "rebuild_health"]
+    assert given(instance).failure is None
+
+
+def test_what_was_never_built_to_the_end_is_not_rebuilt() -> None:
+    instance = advance(requested(keep_on_failure=True), "build_database")
+    fail(instance)
+    assert instance.state == "ERROR"
+    refused_with = refused(given(instance), Rebuild())
+    assert refused_with.code == "forbidden_state"
+    assert "no database yet to be kept" in refused_with.message
+
+
+def test_an_image_is_refused_where_the_cloud_honours_none() -> None:
+    assert refused(given(active()), Rebuild(image_id="image-2"), catalogue=BARE).code == "unsupported"
+
+
+OFFLINE = [
+    "resize_volume_quota", "resize_volume_stop", "resize_volume_detach", "resize_volume_extend",
+    "resize_volume_attach", "resize_volume_grow", "resize_volume_start", "resize_volume_health",
+]  # fmt: skip
+
+
+def test_a_volume_that_cannot_be_extended_in_use_is_detached_meanwhile() -> None:
+    instance = active(volume_type="remote")
+    instance.execute(EXAMPLES["resize_volume"], context())
+    operation = instance.operation
+    assert operation is not None
+    assert list(operation.plan) == OFFLINE
+    assert settle(instance) == OFFLINE
+    assert given(instance).volume_size == 2
+
+
+@pytest.mark.parametrize("state", ["resize_volume_stop", "resize_volume_detach", "resize_volume_extend"])
+def test_if_it_is_not_extended_it_is_attached_again_and_its_database_started(state: str) -> None:
+    instance = active(volume_type="remote")
+    instance.execute(EXAMPLES["resize_volume"], context())
+    fail(advance(instance, state))
+    assert settle(instance) == [
+        "undo_resize_volume_attach",
+        "undo_resize_volume_start",
+        "undo_resize_volume_quota",
+    ]
+    assert (instance.state, given(instance).volume_size) == ("ACTIVE", 1)
+
+
+@pytest.mark.parametrize("state", OFFLINE[4:])
+def test_once_it_is_extended_there_is_only_forward(state: str) -> None:
+    instance = active(volume_type="remote")
+    instance.execute(EXAMPLES["resize_volume"], context())
+    assert not advance(instance, state).can("failed")

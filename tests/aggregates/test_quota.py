@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
+from datetime import timedelta
+from typing import Any, cast
 from uuid import UUID
 
 import msgspec
@@ -11,18 +14,26 @@ from hypothesis import strategies as st
 
 from aggregates.base import Refusal
 from aggregates.catalogue import Quota as Limits
-from aggregates.commands import Command, ReleaseQuota, ReserveQuota, Restart
+from aggregates.commands import (
+    Command,
+    ReleaseBackup,
+    ReleaseQuota,
+    ReserveBackup,
+    ReserveQuota,
+    Restart,
+    SetQuota,
+)
 from aggregates.obligations import quota_id
-from aggregates.quota import Held, Quota
+from aggregates.quota import REMEMBERED, Held, OwnLimits, Quota
 from aggregates.snapshots import QuotaSnapshot
 from engine.store import fold
-from tests.support.given import CATALOGUE, context
+from tests.support.given import CATALOGUE, NOON, context
 
 ONE, TWO = UUID(int=1), UUID(int=2)
 
 
-def reserve(instance_id: UUID, ram: int = 512, volumes: int = 1) -> ReserveQuota:
-    return ReserveQuota(instance_id=instance_id, ram=ram, volumes=volumes)
+def reserve(instance_id: UUID, ram: int = 512, volumes: int = 1, as_of: int = 0) -> ReserveQuota:
+    return ReserveQuota(instance_id=instance_id, ram=ram, volumes=volumes, as_of=as_of)
 
 
 def opened(*commands: Command, **limits: int) -> Quota:
@@ -30,7 +41,8 @@ def opened(*commands: Command, **limits: int) -> Quota:
     decided_in = context(catalogue=msgspec.structs.replace(CATALOGUE, quota=Limits(**limits)))
     quota = Quota.create(quota_id("acme"), commands[0], decided_in)
     for command in commands[1:]:
-        quota.execute(command, decided_in)
+        with suppress(Refusal) if isinstance(command, ReserveQuota) else nullcontext():
+            quota.execute(command, decided_in)
     known: Quota = fold(quota.collect_events())
     return known
 
@@ -94,9 +106,75 @@ def test_releasing_twice_is_the_same_as_once() -> None:
     assert quota.held == {}
 
 
-def test_releasing_what_was_never_held_is_no_event() -> None:
-    assert events(opened(reserve(ONE)), ReleaseQuota(instance_id=TWO)) == []
+def test_releasing_what_was_never_held_holds_nothing() -> None:
+    quota = opened(reserve(ONE))
+    assert events(quota, ReleaseQuota(instance_id=TWO)) == ["ReservationReleased"]
+    assert quota.held.keys() == {ONE}
     assert opened(ReleaseQuota(instance_id=ONE)).held == {}
+
+
+def test_what_is_released_is_never_reserved_again_however_late_the_command_comes() -> None:
+    quota = opened(reserve(ONE), ReleaseQuota(instance_id=ONE))
+    refused_with = refusal(quota, reserve(ONE))
+    assert refused_with.code == "conflict"
+    assert "this came late" in refused_with.message
+
+
+def test_a_reservation_that_comes_late_replaces_no_newer_one() -> None:
+    quota = opened(reserve(ONE, volumes=5, as_of=7), reserve(ONE, volumes=1, as_of=9))
+    assert refusal(quota, reserve(ONE, volumes=5, as_of=7)).code == "conflict"
+    assert quota.held == {ONE: Held(ram=512, volumes=1)}
+
+
+def test_who_has_released_long_ago_is_forgotten() -> None:
+    quota = opened(ReleaseQuota(instance_id=ONE))
+    later = context(at=NOON + REMEMBERED + timedelta(seconds=1))
+    quota.execute(ReleaseQuota(instance_id=TWO), later)
+    assert quota.released.keys() == {TWO}
+
+
+# --- backups, and limits of the project's own ---------------------------------------------------------------------
+
+
+def test_backups_are_counted_each_once_and_released() -> None:
+    quota = opened(ReserveBackup(backup_id=ONE))
+    assert events(quota, ReserveBackup(backup_id=ONE)) == []
+    assert events(quota, ReserveBackup(backup_id=TWO), backups=2) == ["BackupReserved"]
+    assert refusal(quota, ReserveBackup(backup_id=UUID(int=3)), backups=2).code == "quota_exceeded"
+    assert events(quota, ReleaseBackup(backup_id=ONE)) == ["BackupReleased"]
+    assert events(quota, ReleaseBackup(backup_id=ONE)) == []
+    assert refusal(quota, ReserveBackup(backup_id=ONE)).code == "conflict"
+    assert quota.backups == {TWO}
+
+
+def test_limits_that_an_operator_sets_go_before_the_installations() -> None:
+    quota = opened(reserve(ONE), SetQuota(instances=2, ram=-1))
+    assert events(quota, reserve(TWO, ram=9999), instances=1, ram=1000) == ["ReservationChanged"]
+    assert refusal(quota, reserve(UUID(int=3)), instances=1, ram=1000).message.startswith(
+        "the project would hold 3 instances, and its quota is 2"
+    )
+
+
+def test_a_limit_can_be_given_back_and_what_is_left_out_stays() -> None:
+    quota = opened(SetQuota(instances=0, ram=5), SetQuota(instances=None))
+    assert quota.limits == OwnLimits(ram=5)
+    assert events(quota, SetQuota(ram=5)) == []
+
+
+def test_a_limit_below_what_is_held_takes_nothing_back() -> None:
+    quota = opened(reserve(ONE), reserve(TWO), SetQuota(instances=1))
+    assert len(quota.held) == 2
+    assert refusal(quota, reserve(UUID(int=3))).code == "quota_exceeded"
+
+
+def test_who_sets_nothing_is_told_what_can_be_set() -> None:
+    assert "instances, ram, volumes, backups" in refusal(opened(reserve(ONE)), SetQuota()).message
+
+
+def test_an_operator_may_set_limits_before_the_project_holds_anything() -> None:
+    quota = Quota.create(quota_id("acme"), SetQuota(volumes=10), context(actor="carol"))
+    opened_, set_ = cast("Any", quota.collect_events())
+    assert (type(opened_).__name__, type(set_).__name__, set_.actor) == ("QuotaOpened", "LimitsSet", "carol")
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def _by_hand() -> float:
         # The directory's own file of rules is the one that initdb writes.
         began = time.monotonic()
         _run(
-            *(folder / "initdb", "--pgdata", place.data, "--username", ADMIN, "--pwfile", directory / "admin.password"),
+            *(folder / "initdb", "--pgdata", place.data, "--username", ADMIN, "--pwfile", place.password_file),
             *("--encoding=UTF8", "--data-checksums", "--auth=scram-sha-256", "--no-instructions", "--no-locale"),
             *("--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
         )

@@ -238,7 +238,7 @@ async def test_no_secret_stands_in_a_file_a_command_line_or_an_environment(
     shown = [" ".join(process.cmdline()), str(process.environ())]
     shown += [path.read_text(errors="replace") for path in state.broker.glob("*") if path.is_file()]
 
-    assert len(seeds) == 5
+    assert len(seeds) == 6
     assert not any(seed in text for seed in seeds for text in shown)
     assert {path.stat().st_mode & 0o777 for path in state.credentials.glob("*.nk")} == {0o600}
     assert set(process.environ()) == {"PATH"}

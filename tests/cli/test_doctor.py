@@ -19,8 +19,8 @@ from tests.support.broker import Broker, running_broker
 
 OPERATION = "7073baae-6952-4212-9921-4fea574a7650"
 WELL: dict[str, Any] = {
-    "parked": [], "overdue": [], "struggling": [], "down": [],
-    "numbers": {"parked": 0, "overdue": 0, "struggling": 0, "down": 0}, "lag": 0, "stopped": {},
+    "parked": [], "overdue": [], "struggling": [], "down": [], "drifted": [],
+    "numbers": {"parked": 0, "overdue": 0, "struggling": 0, "down": 0, "drifted": 0}, "lag": 0, "stopped": {},
 }  # fmt: skip
 
 
@@ -45,6 +45,7 @@ def trouble(responder: Responder, kind: str, number: int = 1, **about: Any) -> N
         "error": {"code": "cloud_error", "message": "Volume has dependent snapshots."}, "retry_at": None,
         "deadline": "2030-01-01T00:00:00Z", "started_at": (datetime.now(UTC) - timedelta(hours=3)).isoformat(),
         "name": "orders", "status": "ACTIVE", "health": "DOWN", "host": "host-1",
+        "drift": [{"says": "volume v has size 7, not 5"}, {"says": "port p is not there"}],
     }  # fmt: skip
     found = [operation | about]
     responder.answers["troubles", "get"] = lambda _: WELL | {kind: found, "numbers": WELL["numbers"] | {kind: number}}
@@ -95,6 +96,7 @@ async def test_what_is_parked_is_told_with_its_error_its_age_and_the_commands_th
         ("overdue", Exit.FAILED, f"holdfast operation cancel {OPERATION}"),
         ("struggling", Exit.OK, f"holdfast operation retry {OPERATION}"),
         ("down", Exit.FAILED, f"holdfast reboot {OPERATION}"),
+        ("drifted", Exit.FAILED, "but the volume v has size 7, not 5; the port p is not there"),
     ],
 )
 async def test_each_kind_of_trouble_is_told_and_what_goes_on_by_itself_wakes_nobody(

@@ -46,14 +46,15 @@ CREATE: dict[str, tuple[Any, str, Any]] = {
     "backup_id": (str(INSTANCE), "backup_id", str(INSTANCE)),
     "availability_zone": ("zone-b", "availability_zone", "zone-b"),
     "root_password": ("rooted", "root_password_ref", "vault:2"),
-    "nics": ([{"net-id": "n"}], "nics", [{"net-id": "n"}]),
+    "nics": ([{"net-id": "n", "v4-fixed-ip": ""}], "nics", ["n"]),
     "overrides": ({"max_connections": 7}, "overrides", {"max_connections": 7}),
     "slave_of_id": ("source", "slave_of_id", "source"),
     "cluster_config": ({"id": "c"}, "cluster_config", {"id": "c"}),
     "volume_type": ("fast", "volume_type", "fast"),
     "modules": ([{"id": "m"}], "modules", [{"id": "m"}]),
     "locality": ("affinity", "locality", "affinity"),
-    "access": ({"is_public": False}, "access", {"is_public": False}),
+    "access": ({"is_public": False, "allowed_cidrs": ["10.0.0.0/8"]}, "access",
+               {"public": False, "allowed_cidrs": ["10.0.0.0/8"]}),
     "ds_version": ("18", "datastore_version", "18"),
 }  # fmt: skip
 PREDECESSOR = [
@@ -93,6 +94,10 @@ async def test_every_parameter_of_create_instance_is_on_the_wire(manager: TaskMa
         ("resize_flavor", ({"id": 1}, SimpleNamespace(id="9", name="big", manager=object())), {"flavor": "9"}),
         ("migrate", ("host-2",), {"host": "host-2"}),
         ("migrate", (), {}),
+        ("rebuild", (), {}),
+        ("rebuild", ("image-1",), {"image_id": "image-1"}),
+        ("update_access", ({"is_public": True},), {"public": True}),
+        ("update_access", ({"allowed_cidrs": []},), {"allowed_cidrs": []}),
         ("stop_instance", (), {}),
         ("start_instance", (), {}),
     ],
@@ -203,3 +208,17 @@ def test_a_context_without_project_or_actor_is_refused(source: Any) -> None:
 def test_our_own_context_is_taken_as_it_is() -> None:
     context = Context(project="acme", actor="alice")
     assert TaskManager(context).context == context
+
+
+@pytest.mark.parametrize(
+    ("nic", "code"),
+    [({"v4-fixed-ip": "10.0.0.7", "net-id": "n"}, "unsupported"), ({}, "invalid_argument"), (7, "invalid_argument")],
+    ids=str,
+)
+async def test_a_nic_that_says_more_than_a_network_or_none_is_refused_before_it_is_sent(
+    manager: TaskManager, nic: Any, code: str
+) -> None:
+    given = {name: value for name, (value, _, _) in CREATE.items()}
+    with pytest.raises(InvalidCommand) as raised:
+        await manager.create_instance(INSTANCE, **{**given, "nics": [nic]})
+    assert raised.value.code == code

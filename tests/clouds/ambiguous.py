@@ -18,9 +18,9 @@ from aggregates.effects import CloudEffect, Effect
 from aggregates.resources import ResourceKind
 from engine.clouds.port import Facts, FinalError, PayError, UnknownOutcomeError
 from engine.clouds.simulated import CloudApi, Fault, Faults, SimulatedCloud
-from engine.clouds.simulated.api import FENCES
 from engine.clouds.simulated.cloud import LATEST_EFFECT
 from engine.clouds.simulated.faults import FAULTS, LATEST, STALEST, Call
+from engine.clouds.simulated.ground import FENCES
 from engine.settler import FIRST_PAUSE, LONGEST_PAUSE
 from tests.clouds.wishes import Wishes
 
@@ -56,23 +56,41 @@ def _after(before: Callable[[Wishes], CloudEffect], effect: Callable[[Wishes], C
     return prepare
 
 
-async def _two_volumes(wishes: Wishes) -> CloudEffect:
+async def _two_of_each(wishes: Wishes) -> CloudEffect:
+    for effect in (wishes.server_group, wishes.security_group):
+        await wishes.pay(effect())
     await wishes.build()
-    other = await wishes.cloud.api.call(  # type: ignore[union-attr]
-        Call(name="create_volume", args={"name": wishes.name, "size": 1})
-    )
-    assert other.id != wishes.facts["volume_id"]
+    for call, args in (
+        ("create_volume", {"name": wishes.name, "size": 1}),
+        ("create_server_group", {"name": wishes.name, "policy": "anti-affinity"}),
+        ("create_security_group", {"name": wishes.group_name}),
+    ):
+        other = await wishes.cloud.api.call(Call(name=call, args=args))  # type: ignore[union-attr]
+        assert other.id not in wishes.facts.values()
     await asyncio.sleep(STALEST)  # what made it is over for so long when the chart comes to this
-    return effects.SurplusAbsent(instance_id=wishes.id, name=wishes.name, keep=wishes.facts["volume_id"])
+    return wishes.no_surplus()
 
 
 # Each effect that a cloud is asked for, and what must be there before.
 EFFECTS: Mapping[type[CloudEffect], Prepare] = {
     effects.EnsureCredentials: _bare(lambda w: effects.EnsureCredentials(instance_id=w.id)),
-    effects.EnsurePort: _bare(Wishes.port),
+    effects.EnsureServerGroup: _bare(Wishes.server_group),
+    effects.EnsureSecurityGroup: _bare(Wishes.security_group),
+    effects.EnsureAccessRules: _bare(Wishes.rules, Wishes.security_group),
+    effects.AccessRulesAbsent: _bare(lambda w: w.only_rules("10.0.0.0/8"), Wishes.security_group, Wishes.rules),
+    effects.EnsurePort: _bare(Wishes.port, Wishes.security_group),
+    effects.EnsureManagementPort: _bare(Wishes.management_port),
+    effects.EnsurePortGroup: _bare(Wishes.port_group, lambda w: w.port(security_group_id=None), Wishes.security_group),
+    effects.PortGroupAbsent: _bare(Wishes.no_port_group, Wishes.security_group, Wishes.port),
+    effects.EnsureFloatingAddress: _bare(Wishes.address, Wishes.port),
+    effects.FloatingAddressAbsent: _bare(Wishes.no_address, Wishes.port, Wishes.address),
+    effects.SecurityGroupAbsent: _bare(Wishes.no_security_group, Wishes.security_group, Wishes.rules),
+    effects.ServerGroupAbsent: _bare(Wishes.no_server_group, Wishes.server_group),
     effects.EnsureVolume: _bare(Wishes.volume),
     effects.EnsureServer: _bare(Wishes.server, Wishes.port),
     effects.EnsureAttachment: _bare(Wishes.attachment, Wishes.port, Wishes.volume, Wishes.server),
+    effects.DetachVolume: _built(Wishes.detachment),
+    effects.RebuildServer: _built(Wishes.rebuild),
     effects.ExtendVolume: _built(lambda w: w.extend(2)),
     effects.RebootServer: _built(Wishes.reboot),
     effects.ResizeServer: _built(lambda w: w.resize("medium")),
@@ -84,10 +102,14 @@ EFFECTS: Mapping[type[CloudEffect], Prepare] = {
     effects.ServerAbsent: _built(Wishes.no_server),
     effects.PortAbsent: _after(Wishes.no_server, Wishes.no_port),
     effects.VolumeAbsent: _after(Wishes.no_server, Wishes.no_volume),
-    effects.SurplusAbsent: _two_volumes,
+    effects.SurplusAbsent: _two_of_each,
     effects.ResourceAbsent: _built(lambda w: w.gone(ResourceKind.SERVER)),
     effects.CredentialsAbsent: _built(lambda w: effects.CredentialsAbsent(instance_id=w.id)),
 }
+
+
+# What the cloud lets be there twice under one name.
+UNFENCED = (effects.EnsureVolume, effects.EnsureSecurityGroup, effects.EnsureServerGroup)
 
 
 def kinds(base: type[Effect]) -> set[type[Effect]]:
@@ -114,11 +136,14 @@ class Drawn:
         self.calls.append(call)
         if self._n is None or len(self.calls) <= self._n or not self._times:
             return None
-        if call.name != self.calls[self._n].name:
+        if not self._is_like(call, self.calls[self._n]):
             return None
         self._times -= 1
         self.met.set()
         return self._fault
+
+    def _is_like(self, call: Call, drawn: Call) -> bool:
+        return call.name == drawn.name
 
 
 class Storm(Drawn):
@@ -164,10 +189,10 @@ class Trial:
         self._before = len(self.api.ledger)
         self.drawn.listening = True
         self.facts = await self._tried(effect, keys)
-        if isinstance(effect, effects.EnsureVolume) and self._unknown:
+        if isinstance(effect, UNFENCED) and self._unknown:
             await asyncio.sleep(self.cloud.latest_effect.total_seconds())
-            surplus = effects.SurplusAbsent(instance_id=INSTANCE, name=effect.name, keep=self.facts["volume_id"])
-            await self._tried(surplus, iter(["surplus"] * TRIES))
+            self.wishes.facts |= self.facts
+            await self._tried(self.wishes.no_surplus(), iter(["surplus"] * TRIES))
         self.drawn.listening = False
         await asyncio.sleep(2 * LATEST)
         return self
@@ -191,16 +216,26 @@ class Trial:
     def changes(self) -> Counter[str]:
         """What the cloud carried out for the effect, so often; what was made and removed again is left out."""
         counted = Counter(f"{entry.action} {entry.kind}" for entry in self.api.ledger[self._before :])
-        surplus = min(counted["create volume"] - 1, counted["delete volume"])
-        if surplus > 0:
-            counted["create volume"] -= surplus
-            counted["delete volume"] -= surplus
+        for kind in ("volume", "security_group", "server_group"):
+            surplus = min(counted[f"create {kind}"] - 1, counted[f"delete {kind}"])
+            if surplus > 0:
+                counted[f"create {kind}"] -= surplus
+                counted[f"delete {kind}"] -= surplus
         return +counted
 
     async def there(self) -> dict[str, list[Any]]:
         """What the cloud holds, without what differs from run to run."""
         inventory = await self.cloud.contents()
-        return {
-            kind: [{name: value for name, value in each.items() if not name.endswith("id")} for each in found.values()]
-            for kind, found in inventory.items()
-        }
+        return {kind: [_alike(each) for each in found.values()] for kind, found in inventory.items()}
+
+
+def _alike(shown: Mapping[str, Any]) -> dict[str, Any]:
+    """What is the same in every run: no ids, and rules in no order."""
+    alike = {name: value for name, value in shown.items() if not name.endswith("id")}
+    if "rules" in alike:
+        alike["rules"] = sorted((rule["port"], rule["cidr"]) for rule in alike["rules"])
+    if "security_groups" in alike:
+        alike["security_groups"] = len(alike["security_groups"])
+    if "members" in alike:
+        alike["members"] = len(alike["members"])
+    return alike

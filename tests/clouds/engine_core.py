@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from aggregates.catalogue import Catalogue
 from aggregates.commands import CreateInstance, InstanceCommand
 from aggregates.effects import CloudEffect, Effect, GuestEffect
 from aggregates.instance import Instance
+from aggregates.obligations import admitted
 from engine.clock import monotonic
 from engine.clouds.simulated import CATALOGUE, SimulatedCloud, SimulatedGuests
 from engine.clouds.simulated.site import Site
@@ -41,6 +43,7 @@ class Core:
         self._hot: HotAggregates
         self._running: asyncio.Task[None]
         self.cloud: SimulatedCloud
+        self.paid: dict[str, Effect] = {}  # or tried to, by key
 
     async def start(self) -> None:
         """A process that knows nothing but the store."""
@@ -78,11 +81,13 @@ class Core:
         """The wall clock, which goes with the loop."""
         return NOON + timedelta(seconds=monotonic())
 
-    async def settled(self, command: InstanceCommand, within: float | None = None) -> Instance:
+    async def settled(
+        self, command: InstanceCommand, within: float | None = None, catalogue: Catalogue = CATALOGUE
+    ) -> Instance:
         """The instance once the operation of the command, to be done in so many seconds, has ended or is parked."""
         async with self._up, self._hot.turn(self._instance_id) as turn:
             deadline = None if within is None else self.now() + timedelta(seconds=within)
-            asked = context(at=self.now(), catalogue=CATALOGUE, deadline=deadline)
+            asked = context(at=self.now(), catalogue=catalogue, deadline=deadline)
             if isinstance(command, CreateInstance):
                 turn.aggregate = Instance.create(self._instance_id, command, asked)
             else:
@@ -100,17 +105,24 @@ class Core:
         return [type(event).__name__ for event in await self._store.events_of(self._instance_id)]
 
     async def _pay(self, effect: Effect, key: str) -> Mapping[str, Any]:
+        self.paid[key] = effect
         if isinstance(effect, CloudEffect):
             return await self.cloud.pay(effect, key)
         if isinstance(effect, GuestEffect):
             return await self._guests.pay(effect, key)
         return {}
 
-    async def there(self, instance: Instance) -> dict[str, list[Any]]:
+    async def there(self, instance: Instance) -> dict[str, Any]:
         """What the cloud holds, in the words of `says`. An instance in ERROR does not say whether its server is up."""
         inventory = await self.cloud.contents()
         return {
-            "ports": list(inventory["ports"]),
+            "server groups": list(inventory["server_groups"]),
+            "security groups": [
+                (each["id"], sorted(rule["cidr"] for rule in each["rules"]))
+                for each in inventory["security_groups"].values()
+            ],
+            "ports": {each["id"]: list(each["security_groups"]) for each in inventory["ports"].values()},
+            "addresses": [(each["id"], each["port_id"]) for each in inventory["floating_addresses"].values()],
             "volumes": [(each["id"], each["size"]) for each in inventory["volumes"].values()],
             "servers": [
                 (
@@ -124,12 +136,25 @@ class Core:
         }
 
 
-def says(instance: Instance) -> dict[str, list[Any]]:
+def says(instance: Instance) -> dict[str, Any]:
     """What the cloud holds according to the instance, which is settled."""
     if instance.status in ("DELETED", "FAILED"):
-        return {"ports": [], "volumes": [], "servers": []}
+        return {
+            "server groups": [],
+            "security groups": [],
+            "ports": {},
+            "addresses": [],
+            "volumes": [],
+            "servers": [],
+        }
+    guarded, public = instance.access is not None, instance.public_address is not None
+    groups = [instance.security_group_id] if guarded else []
     return {
-        "ports": [instance.port_id],
+        "server groups": [] if instance.locality is None else [instance.server_group_id],
+        "security groups": [(group, sorted(admitted(instance.access))) for group in groups],
+        "ports": {instance.port_id: groups}
+        | ({} if instance.management_port_id is None else {instance.management_port_id: []}),
+        "addresses": [(instance.floating_address_id, instance.port_id)] if public else [],
         "volumes": [(instance.volume_id, instance.volume_size)],
         "servers": [(instance.server_id, instance.status, instance.flavor.id, instance.host)],
     }
@@ -152,6 +177,7 @@ async def life(
     patience: float = 0.0,
     may_fail: bool = False,
     dies: asyncio.Event | None = None,
+    made_on: Catalogue = CATALOGUE,
 ) -> Instance:
     """Have the commands settled one after the other; after each, and `patience` seconds later, the cloud must hold what
     the instance says. `begins` is told of each. An operation that fails, if it may, ends the life. The engine dies
@@ -163,7 +189,7 @@ async def life(
     try:
         for command in commands:
             begins(command)
-            instance = await core.settled(command)
+            instance = await core.settled(command, catalogue=made_on if command.creates else CATALOGUE)
             name = command.wire_name()
             assert instance.parked is None, (name, instance.parked)
             # A deletion gives up on stopping the database after one short try, and goes on.

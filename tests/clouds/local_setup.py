@@ -24,7 +24,7 @@ from aggregates.catalogue import Datastore
 from engine.clouds.local import LocalCloud
 from engine.clouds.local.processes import MARK
 
-DATASTORES = (Datastore(manager="postgresql", versions=("16",), parameters=frozenset()),)
+DATASTORES = (Datastore(manager="postgresql", port=5432, versions=("16",), parameters=frozenset()),)
 NATS_URL = "nats://127.0.0.1:4222"
 
 

@@ -19,8 +19,8 @@ from aggregates import effects
 from aggregates.effects import CloudEffect
 from aggregates.obligations import OBLIGATIONS
 from engine.clouds.port import PayError
-from engine.clouds.simulated.api import FENCES, PORT_MAC, SERVER_PORT, VOLUME_ATTACHMENT
 from engine.clouds.simulated.faults import FAULTS, Call, Fault, Kind
+from engine.clouds.simulated.ground import FENCES, PORT_MAC, SERVER_PORT, VOLUME_ATTACHMENT
 from tests.clouds.ambiguous import EFFECTS, SEVERAL, Drawn, Storm, Trial, kinds
 from tests.simulation.virtual_time import VirtualLoop, run
 from tests.support.given import everywhere

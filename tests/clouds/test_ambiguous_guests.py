@@ -41,11 +41,13 @@ PREPARE = effects.PrepareDatabase(
     root_password_ref=None,
     overrides={},
 )
+REBUILD = effects.RebuildDatabase(instance_id=INSTANCE, ram=512, volume_size=1, port=5432, overrides={})
 # Each effect that a guest is asked for, and what it did before.
 EFFECTS: tuple[tuple[GuestEffect, tuple[GuestEffect, ...]], ...] = (
     (PREPARE, ()),
     (STOP, (PREPARE,)),
     (START, (PREPARE, STOP)),
+    (REBUILD, (PREPARE, STOP)),
     (effects.RestartDatabase(instance_id=INSTANCE), (PREPARE,)),
     (effects.GrowFileSystem(instance_id=INSTANCE, volume_size=2), (PREPARE,)),
     (effects.AwaitAgent(instance_id=INSTANCE), ()),

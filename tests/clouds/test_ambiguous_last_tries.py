@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import NamedTuple
 from uuid import UUID
 
 import pytest
 
-from aggregates import effects
 from aggregates.base import Obligation
 from aggregates.commands import OPERATIONS, DeleteInstance, RetryOperation
-from aggregates.effects import MakingEffect
+from aggregates.effects import Effect
 from aggregates.instance import Instance
 from engine.clouds.errors import CloudAnswerError
 from engine.clouds.simulated import Fault, Faults
@@ -41,7 +41,7 @@ SECONDS = 1.5 * LATEST  # after which nothing is carried out any more
 
 
 class NeverAnswered(Drawn):
-    """Has no call of the name, from the n-th call on, answered; the `last` of them, if it is known, meets `fault`."""
+    """Has no call of the name for one state, from the n-th call on, answered; the `last`, if known, meets `fault`."""
 
     def __init__(self, n: int, last: int | None = None, fault: Fault | None = None) -> None:
         super().__init__(n, LOST, times=1_000_000)
@@ -58,11 +58,19 @@ class NeverAnswered(Drawn):
                 return self._at_last
         return fault
 
-    @property
-    def effect(self) -> type[effects.Effect]:
-        """The effect that made the calls."""
-        found: type[effects.Effect] = getattr(effects, self.unanswered[0].request_id.rpartition(":")[2])
-        return found
+    def _is_like(self, call: Call, drawn: Call) -> bool:
+        return (call.name, call.request_id) == (drawn.name, drawn.request_id)
+
+
+class Seen(NamedTuple):
+    """Of each last look of the operation under test, whether it found what was owed; and what was paid, by key."""
+
+    looked: list[bool]
+    paid: dict[str, Effect]
+
+    def lasts(self, unheard: NeverAnswered) -> bool:
+        """Whether nothing on the way back undoes what those calls do."""
+        return self.paid[unheard.unanswered[0].request_id].lasts
 
 
 async def _lived(
@@ -73,20 +81,20 @@ async def _lived(
     within: float | None,
     settler: type[Settler],
     dies: tuple[asyncio.Event, float, float],
-) -> list[bool]:
-    """Of each last look of the operation under test, whether it found what was owed."""
+) -> Seen:
+
     with directory() as path:
         core = Core(site, path, UUID(int=7), settler=settler)
         await core.start()
         dying = asyncio.create_task(core.dies_after(*dies))
-        looked: list[bool] = []
+        seen = Seen([], core.paid)
         try:
             for command in lives(name):
                 tested = command.wire_name() == name
                 drawn.listening = tested
                 instance = await core.settled(command, within if tested else None)
                 if tested:
-                    looked = _looked(await core.names())
+                    seen.looked.extend(_looked(await core.names()))
                 await _nothing_comes_later(site)
                 drawn.listening = False
                 if instance.parked is not None:
@@ -99,7 +107,7 @@ async def _lived(
         finally:
             await end(dying)
             await core.stop()
-        return looked
+        return seen
 
 
 def _looked(names: list[str]) -> list[bool]:
@@ -130,7 +138,7 @@ def _last_looks(
     *,
     settler: type[Settler] = Settler,
     dies: tuple[asyncio.Event, float, float] | None = None,
-) -> list[bool]:
+) -> Seen:
     site = Site(build_time=3.0, verb_time=1.0)
     site.api.faults = Faults(drawn)
     death = dies or (asyncio.Event(), 0.0, 0.0)
@@ -157,12 +165,11 @@ def _try_and_see(name: str, n: int, acts: str, fault: Fault | None, within: floa
     told = f"{name}, call {n}, carried out {acts}, within {within}"
     try:
         unheard = NeverAnswered(n)
-        looked = _last_looks(name, unheard, within)
+        seen = _last_looks(name, unheard, within)
         if fault is not None:
             unheard = NeverAnswered(n, len(unheard.unanswered), fault)
-            looked = _last_looks(name, unheard, within)
-        lasts = not issubclass(unheard.effect, MakingEffect)
-        assert looked == ([fault is not None] if lasts else [])
+            seen = _last_looks(name, unheard, within)
+        assert seen.looked == ([fault is not None] if seen.lasts(unheard) else [])
     except AssertionError as failed:
         raise AssertionError(told) from failed
 
@@ -209,8 +216,8 @@ def test_whoever_goes_on_after_a_death_takes_the_last_look(name: str, after: flo
         for acts, fault in ACTS.items():
             unheard = NeverAnswered(n, None if fault is None else 1, fault)
             try:
-                looked = _last_looks(name, unheard, 20.0, dies=(unheard.met, after, away))
-                if not issubclass(unheard.effect, MakingEffect):
-                    assert looked in ([[False]] if fault is None else [[True], []])
+                seen = _last_looks(name, unheard, 20.0, dies=(unheard.met, after, away))
+                if seen.lasts(unheard):
+                    assert seen.looked in ([[False]] if fault is None else [[True], []])
             except AssertionError as failed:
                 raise AssertionError(f"{name}, call {n}, carried out {acts}") from failed

@@ -14,7 +14,12 @@ from aggregates.resources import ResourceKind
 from engine.clouds.port import Facts, FinalError, TransientError, only_looks
 from tests.clouds.wishes import Cloud, Wishes
 
-NOTHING: dict[str, dict[str, object]] = {"ports": {}, "volumes": {}, "servers": {}}
+BUILT = (ResourceKind.SERVER, ResourceKind.PORT, ResourceKind.VOLUME)  # what an instance has on every cloud
+
+
+async def left(cloud: Cloud) -> dict[str, int]:
+    """How many there are of each kind of which there is any."""
+    return {kind: len(found) for kind, found in (await cloud.contents()).items() if found}
 
 
 @pytest.fixture
@@ -39,11 +44,7 @@ async def test_ensuring_twice_makes_one(cloud: Cloud) -> None:
         assert await wishes.pay(effect()) == first
     for _ in range(2):
         assert await wishes.pay(wishes.attachment()) == {}
-    assert {kind: len(found) for kind, found in (await cloud.contents()).items()} == {
-        "ports": 1,
-        "volumes": 1,
-        "servers": 1,
-    }
+    assert await left(cloud) == {"ports": 1, "volumes": 1, "servers": 1}
 
 
 async def test_racing_ensures_make_one(cloud: Cloud) -> None:
@@ -51,11 +52,7 @@ async def test_racing_ensures_make_one(cloud: Cloud) -> None:
     for effect in (wishes.port, wishes.volume, wishes.server):
         answers = await asyncio.gather(*(wishes.pay(effect()) for _ in range(8)))
         assert all(answer == answers[0] for answer in answers)
-    assert {kind: len(found) for kind, found in (await cloud.contents()).items()} == {
-        "ports": 1,
-        "volumes": 1,
-        "servers": 1,
-    }
+    assert await left(cloud) == {"ports": 1, "volumes": 1, "servers": 1}
 
 
 async def test_every_port_has_an_address_of_its_own(cloud: Cloud) -> None:
@@ -73,15 +70,15 @@ async def test_a_built_server_is_active_on_a_known_host(built: Wishes) -> None:
 
 async def test_absent_leaves_nothing(built: Wishes) -> None:
     await built.remove()
-    assert await built.cloud.contents() == NOTHING
+    assert await left(built.cloud) == {}
     await built.remove()
-    assert await built.cloud.contents() == NOTHING
+    assert await left(built.cloud) == {}
 
 
 async def test_absent_finds_by_name_what_no_id_was_recorded_for(built: Wishes) -> None:
     built.facts.clear()
     await built.remove()
-    assert await built.cloud.contents() == NOTHING
+    assert await left(built.cloud) == {}
 
 
 async def test_absent_of_nothing_is_fine(cloud: Cloud) -> None:
@@ -89,7 +86,7 @@ async def test_absent_of_nothing_is_fine(cloud: Cloud) -> None:
     await wishes.remove()
     wishes.facts = {"server_id": str(uuid4()), "port_id": str(uuid4()), "volume_id": str(uuid4())}
     await wishes.remove()
-    assert await cloud.contents() == NOTHING
+    assert await left(cloud) == {}
 
 
 async def test_a_name_can_be_had_again_after_its_removal(built: Wishes) -> None:
@@ -280,10 +277,28 @@ async def test_a_reboot_leaves_the_server_active(built: Wishes) -> None:
         assert (await built.shown())["status"] == "ACTIVE"
 
 
+async def test_a_server_made_anew_keeps_its_id_its_port_and_its_volume(built: Wishes) -> None:
+    before = await built.shown()
+    for key in ("rebuild", "rebuild", "again"):
+        await built.pay(built.rebuild(), key)
+        shown = await built.shown()
+        assert {name: shown[name] for name in ("name", "host", "port_id", "status")} == {
+            name: before[name] for name in ("name", "host", "port_id", "status")
+        }
+    with pytest.raises(TransientError):
+        await built.pay(built.no_volume())
+
+
+async def test_a_rebuild_from_an_image_that_there_is_not_is_refused(built: Wishes) -> None:
+    with pytest.raises(FinalError):
+        await built.pay(built.rebuild("colossal"))
+    assert (await built.shown())["status"] == "ACTIVE"
+
+
 async def test_the_inventory_shows_what_there_is_and_whose_it_is(built: Wishes) -> None:
     found = {each.kind: each for each in await built.cloud.inventory()}
-    assert len(found) == len(await built.cloud.inventory()) == len(ResourceKind)
-    server, port, volume = (found[kind] for kind in ResourceKind)
+    assert len(found) == len(await built.cloud.inventory()) == len(BUILT)
+    server, port, volume = (found[kind] for kind in BUILT)
     assert {(each.name, each.instance_id) for each in found.values()} == {(built.name, built.id)}
     assert [server.id, port.id, volume.id] == [built.facts[f"{each}_id"] for each in ("server", "port", "volume")]
     assert (server.status, server.flavor_id, server.host) == ("ACTIVE", "small", built.facts["host"])
@@ -296,21 +311,21 @@ async def test_the_inventory_shows_what_there_is_and_whose_it_is(built: Wishes) 
 async def test_what_is_removed_by_its_id_is_gone_and_the_rest_stays(built: Wishes) -> None:
     other = Wishes(built.cloud)
     await other.build()
-    for kind in ResourceKind:
+    for kind in BUILT:
         for _ in range(2):
             await built.pay(built.gone(kind))
     assert {each.instance_id for each in await built.cloud.inventory()} == {other.id}
-    assert len(await built.cloud.inventory()) == len(ResourceKind)
+    assert len(await built.cloud.inventory()) == len(BUILT)
 
 
-@pytest.mark.parametrize("kind", ResourceKind)
+@pytest.mark.parametrize("kind", BUILT)
 async def test_what_bears_another_name_is_not_removed_by_its_id(built: Wishes, kind: ResourceKind) -> None:
     stranger = Wishes(built.cloud)
     stranger.facts = built.facts
     with pytest.raises(FinalError) as raised:
         await stranger.pay(stranger.gone(kind))
     assert raised.value.code == "conflict"
-    assert len(await built.cloud.inventory()) == len(ResourceKind)
+    assert len(await built.cloud.inventory()) == len(BUILT)
 
 
 @pytest.mark.parametrize("kind", [ResourceKind.PORT, ResourceKind.VOLUME])

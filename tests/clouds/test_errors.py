@@ -16,9 +16,10 @@ WORDS = "No valid host was found."
     [
         (400, "invalid_argument", FinalError),
         (401, "cloud_unauthorised", TransientError),
-        (403, "cloud_error", FinalError),
+        (403, "cloud_forbidden", FinalError),
         (404, "not_found", FinalError),
         (409, "conflict", TransientError),
+        (412, "conflict", TransientError),
         (413, "cloud_error", FinalError),
         (422, "invalid_argument", FinalError),
         (429, "cloud_busy", TransientError),
@@ -33,6 +34,13 @@ def test_a_status_is_sorted(status: int, code: str, kind: type[Exception], chang
     expected = TransientError if kind is UnknownOutcomeError and not changes else kind
     assert (type(error), error.code) == (expected, code)
     assert error.message == f"create_server: {status} {WORDS}"
+
+
+@pytest.mark.parametrize("status", [403, 409, 413])
+def test_a_quota_of_the_cloud_does_not_pass(status: int) -> None:
+    answer = CloudAnswerError(status, "Quota exceeded for resources: ['port'].", retry_after=0.0)
+    error = sort_error("create_port", answer, changes=True)
+    assert (type(error), error.code) == (FinalError, "quota_exceeded")
 
 
 @pytest.mark.parametrize("status", [409, 413, 429, 503])

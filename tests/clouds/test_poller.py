@@ -10,7 +10,7 @@ import pytest
 
 from engine.clock import monotonic
 from engine.clouds.poller import LONGEST, SHORTEST, Poller
-from engine.clouds.port import FinalError, PayError, TransientError, permit
+from engine.clouds.port import FinalError, PayError, TransientError, Waiting, only_waits, permit, waiting
 from engine.clouds.simulated import CloudApi, SimulatedCloud
 from engine.clouds.simulated.faults import Call
 from tests.clouds.ambiguous import Drawn
@@ -126,14 +126,33 @@ def test_what_the_waiter_raises_is_the_waiters_own() -> None:
     assert found == "a"
 
 
+def test_a_look_that_waits_itself_leaves_its_waiters_alone() -> None:
+    async def look() -> dict[str, str]:
+        with only_waits():
+            await asyncio.sleep(1)
+        return {}
+
+    async def wait() -> None:
+        told = Waiting()
+        waiting.set(told)
+        poller = Poller(look)
+        heard = asyncio.create_task(poller.wait("a", _there))
+        await asyncio.sleep(10)
+        assert told.now
+        poller.close()
+        await asyncio.wait({heard})
+
+    _virtually(wait)
+
+
 def test_closing_ends_the_wait() -> None:
     async def wait() -> None:
         poller = Poller(Far({}).look)
-        waiting = asyncio.create_task(poller.wait("a", _there))
+        heard = asyncio.create_task(poller.wait("a", _there))
         await asyncio.sleep(3)
         poller.close()
-        await asyncio.wait({waiting})
-        assert waiting.cancelled()
+        await asyncio.wait({heard})
+        assert heard.cancelled()
 
     _virtually(wait)
 

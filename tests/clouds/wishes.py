@@ -20,6 +20,8 @@ class Wishes:
         self.cloud = cloud
         self.id = instance_id if instance_id is not None else uuid4()
         self.name = f"holdfast-{self.id}"
+        self.group_name = f"holdfast-sg-{self.id}"
+        self.management_name = f"holdfast-mgmt-{self.id}"
         self.facts: dict[str, Any] = {}
 
     async def pay(self, effect: effects.CloudEffect, key: str = "key") -> dict[str, Any]:
@@ -47,8 +49,75 @@ class Wishes:
         """The server as the inventory has it."""
         return (await self.cloud.contents())["servers"][self.facts["server_id"]]
 
-    def port(self) -> effects.EnsurePort:
-        return effects.EnsurePort(instance_id=self.id, name=self.name, project="p")
+    def server_group(self, policy: str = "anti-affinity") -> effects.EnsureServerGroup:
+        return effects.EnsureServerGroup(instance_id=self.id, name=self.name, project="p", policy=policy)
+
+    def security_group(self) -> effects.EnsureSecurityGroup:
+        return effects.EnsureSecurityGroup(instance_id=self.id, name=self.group_name, project="p")
+
+    def rules(self, *cidrs: str, again: bool = False) -> effects.EnsureAccessRules:
+        return effects.EnsureAccessRules(
+            instance_id=self.id,
+            security_group_id=self.facts["security_group_id"],
+            port=5432,
+            cidrs=cidrs or ("10.0.0.0/8", "192.0.2.0/24"),
+            again=again,
+        )
+
+    def only_rules(self, *keep: str) -> effects.AccessRulesAbsent:
+        return effects.AccessRulesAbsent(
+            instance_id=self.id, security_group_id=self.facts["security_group_id"], port=5432, keep=keep
+        )
+
+    def port(self, **given: Any) -> effects.EnsurePort:
+        settings: dict[str, Any] = {
+            "network": None,
+            "security_group_id": self.facts.get("security_group_id"),
+            **given,
+        }
+        return effects.EnsurePort(instance_id=self.id, name=self.name, project="p", **settings)
+
+    def management_port(self) -> effects.EnsureManagementPort:
+        return effects.EnsureManagementPort(
+            instance_id=self.id, name=self.management_name, project="p", network="management"
+        )
+
+    def port_group(self) -> effects.EnsurePortGroup:
+        return effects.EnsurePortGroup(
+            instance_id=self.id,
+            port_id=self.facts["port_id"],
+            security_group_id=self.facts["security_group_id"],
+        )
+
+    def no_port_group(self) -> effects.PortGroupAbsent:
+        return effects.PortGroupAbsent(
+            instance_id=self.id,
+            port_id=self.facts["port_id"],
+            security_group_id=self.facts["security_group_id"],
+        )
+
+    def address(self) -> effects.EnsureFloatingAddress:
+        return effects.EnsureFloatingAddress(
+            instance_id=self.id, name=self.name, project="p", port_id=self.facts["port_id"]
+        )
+
+    def no_address(self) -> effects.FloatingAddressAbsent:
+        return effects.FloatingAddressAbsent(
+            instance_id=self.id,
+            name=self.name,
+            floating_address_id=self.facts.get("floating_address_id"),
+            port_id=self.facts.get("port_id"),
+        )
+
+    def no_security_group(self) -> effects.SecurityGroupAbsent:
+        return effects.SecurityGroupAbsent(
+            instance_id=self.id, name=self.group_name, security_group_id=self.facts.get("security_group_id")
+        )
+
+    def no_server_group(self) -> effects.ServerGroupAbsent:
+        return effects.ServerGroupAbsent(
+            instance_id=self.id, name=self.name, server_group_id=self.facts.get("server_group_id")
+        )
 
     def volume(self, size: int = 1, **given: Any) -> effects.EnsureVolume:
         settings: dict[str, Any] = {"volume_type": None, "availability_zone": None, **given}
@@ -59,6 +128,9 @@ class Wishes:
             "name": self.name,
             "port_id": self.facts.get("port_id", ""),
             "flavor_id": "small",
+            "management_port_id": self.facts.get("management_port_id"),
+            "server_group_id": self.facts.get("server_group_id"),
+            "image_id": None,
             "availability_zone": None,
             **given,
         }
@@ -69,6 +141,27 @@ class Wishes:
     def attachment(self) -> effects.EnsureAttachment:
         return effects.EnsureAttachment(
             instance_id=self.id, server_id=self.facts["server_id"], volume_id=self.facts["volume_id"]
+        )
+
+    def reattachment(self) -> effects.EnsureAttachment:
+        return effects.EnsureAttachment(
+            instance_id=self.id, server_id=self.facts["server_id"], volume_id=self.facts["volume_id"], again=True
+        )
+
+    def detachment(self) -> effects.DetachVolume:
+        return effects.DetachVolume(
+            instance_id=self.id, server_id=self.facts["server_id"], volume_id=self.facts["volume_id"]
+        )
+
+    def rebuild(self, image_id: str | None = None) -> effects.RebuildServer:
+        return effects.RebuildServer(
+            instance_id=self.id,
+            server_id=self.facts["server_id"],
+            name=self.name,
+            project="p",
+            image_id=image_id,
+            datastore="postgresql",
+            datastore_version="16",
         )
 
     def extend(self, size: int) -> effects.ExtendVolume:
@@ -106,6 +199,14 @@ class Wishes:
 
     def no_port(self) -> effects.PortAbsent:
         return effects.PortAbsent(instance_id=self.id, name=self.name, port_id=self.facts.get("port_id"))
+
+    def no_surplus(self) -> effects.SurplusAbsent:
+        return effects.SurplusAbsent(
+            instance_id=self.id,
+            name=self.name,
+            security_group_name=self.group_name,
+            keep=tuple(id_ for name, id_ in self.facts.items() if name.endswith("_id")),
+        )
 
     def no_volume(self) -> effects.VolumeAbsent:
         return effects.VolumeAbsent(instance_id=self.id, name=self.name, volume_id=self.facts.get("volume_id"))

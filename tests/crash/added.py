@@ -16,6 +16,7 @@ from statemachine import State, StateChart
 from aggregates.base import Context, Owed
 from aggregates.commands import COMMANDS, Command, InstanceCommand
 from aggregates.effects import AwaitHealthy, RestartDatabase
+from aggregates.guards import Guards
 from aggregates.instance import Instance
 from aggregates.lifecycle import InstanceLifecycle
 
@@ -79,7 +80,13 @@ def _chart() -> type[StateChart[Any]]:
         if source.count(before) != 1:
             raise ValueError(f"the chart has not one line {before.strip()}: say anew where the operation goes")
         source = source.replace(before, line + before)
-    names: dict[str, Any] = {"Any": Any, "State": State, "StateChart": StateChart, "__name__": __name__}
+    names: dict[str, Any] = {
+        "Any": Any,
+        "Guards": Guards,
+        "State": State,
+        "StateChart": StateChart,
+        "__name__": __name__,
+    }
     exec(source, names)  # noqa: S102 - our own source
     chart: type[StateChart[Any]] = names["InstanceLifecycle"]
     return chart

@@ -1,17 +1,28 @@
-"""Calls to the simulated cloud that nobody of ours makes: what an operator does by hand."""
+"""What an operator does by hand, past the engine: nobody of ours makes these calls to the simulated cloud."""
 
 from __future__ import annotations
 
-from uuid import UUID
+from collections.abc import Awaitable, Callable
+from typing import Any
 
+from aggregates.effects import Effect, PortAbsent, PortGroupAbsent, ServerAbsent
 from engine.clouds.simulated.faults import Call
 
-
-def list_servers(instance_id: UUID) -> Call:
-    """The servers of the instance."""
-    return Call(name="list_servers", args={"name": f"holdfast-{instance_id}"}, caller="by hand")
+Calling = Callable[[Call], Awaitable[Any]]
 
 
-def delete_server(server_id: str) -> Call:
-    """Delete one."""
-    return Call(name="delete_server", args={"id": server_id}, caller="by hand")
+async def remove(effect: Effect, call: Calling) -> None:
+    """Make it true where what stays would keep all the rest from being removed: servers have ports, ports groups."""
+    match effect:
+        case ServerAbsent():
+            for server in await call(_by_hand("list_servers", name=effect.name)):
+                await call(_by_hand("delete_server", id=server.id))
+        case PortAbsent():
+            for port in await call(_by_hand("list_ports", name=effect.name)):
+                await call(_by_hand("delete_port", id=port.id))
+        case PortGroupAbsent():
+            await call(_by_hand("update_port", id=effect.port_id, security_groups=()))
+
+
+def _by_hand(call: str, /, **args: Any) -> Call:
+    return Call(name=call, args=args, caller="by hand")

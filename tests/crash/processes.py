@@ -1,4 +1,4 @@
-"""The bed of real processes: nats-server, simulated cloud, worker and projector; the two of ours are killed by -9.
+"""The bed of real processes: nats-server, cloud, worker and projector; the two of ours are killed by -9.
 
 Each dies by its own hand at the point that its orders name, and is started anew at once. Broker, cloud and store live
 on; what happens to them is for other tests to show.
@@ -10,9 +10,10 @@ import asyncio
 import multiprocessing
 import os
 import signal
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -20,27 +21,22 @@ from uuid import UUID, uuid4
 
 import msgspec
 
+from aggregates.catalogue import Catalogue
+from aggregates.effects import Effect
 from aggregates.obligations import quota_id
 from aggregates.record import record_id
 from engine.client import Connection
 from engine.clock import utc_now
-from engine.clouds.simulated.client import FarSide
-from engine.clouds.simulated.faults import Fault, Kind
-from engine.clouds.simulated.guests import GuestFault, GuestFaultKind
-from engine.crash_environment import AT, RECORD, SOON, Orders
-from engine.messages import GuestVerb
+from engine.crash_environment import AT, RECORD, Orders
 from engine.state import StateDirectory
 from engine.store import EventLog, fold, open_log
 from tests.crash import program
 from tests.crash.boundaries import Passed
-from tests.crash.by_hand import delete_server, list_servers
 from tests.crash.handle import PROJECT, Handle, Message
 from tests.crash.models import caught_up, differing
 from tests.support.broker import Broker
 
 LOOK = 0.01  # seconds between two looks
-LATEST_EFFECT = 0.5  # seconds: what a killed worker has sent to the cloud is carried out at once
-LATE = 4 * SOON  # the worker is dead by then, and the next one is not up
 ROLES = ("worker", "projector")
 
 # A process that has loaded the programs is forked for each start, since to load them takes longer than a run.
@@ -48,7 +44,7 @@ _PROGRAMS = multiprocessing.get_context("forkserver")
 _PROGRAMS.set_forkserver_preload(["tests.crash.program"])
 
 
-class ProcessBed:
+class ProcessBed(ABC):
     """One worker and one projector, around a broker, a store and a cloud that are never killed."""
 
     patience = 120.0
@@ -59,15 +55,12 @@ class ProcessBed:
         self.handle: Handle
         self._store_url = store_url or f"sqlite://{self.state.events}"
         self._broker = Broker(directory / "broker")
-        self._socket = directory / "cloud.sock"
-        self._far_side = FarSide(self._socket)
         self._connection: Connection
         self._log: EventLog | None = None
         self._running: dict[str, ForkServerProcess] = {}
         self._orders = Orders()
         self._died = 0
         self._died_in = ""
-        self._ledger = _Ledger(directory / "ledger")
         self._keeping: asyncio.Task[None] | None = None
 
     # --- processes ------------------------------------------------------------------------------------------------
@@ -76,9 +69,7 @@ class ProcessBed:
         """Start everything."""
         self.directory.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(self._broker.start)
-        options = ["--ledger", str(self._ledger.path), "--latest-effect", str(LATEST_EFFECT)]
-        self._spawn("cloud", ["--socket", str(self._socket), *options])
-        await self._until_said("cloud")
+        await self._open_cloud()
         self._connection = Connection(self._broker.url)
         self.handle = Handle(self._connection)
         for role in ROLES:
@@ -101,7 +92,7 @@ class ProcessBed:
                 process.kill()
                 process.join()
         self._running.clear()
-        await self._far_side.close()
+        await self._close_cloud()
         with suppress(AttributeError):
             await self._connection.close()
         if self._log is not None:
@@ -110,7 +101,7 @@ class ProcessBed:
 
     def _start(self, role: str) -> None:
         common = ["--nats", self._broker.url, "--store", self._store_url, "--state", str(self.state.root)]
-        own = ["--durable-broker", "--cloud", f"simulated:{self._socket}"] if role == "worker" else []
+        own = ["--durable-broker", *self._cloud_options()] if role == "worker" else []
         environment = {AT: f"@{self._orders_of(role)}", RECORD: str(self._record_of(role))}
         self._spawn(role, [role, *common, *own], environment)
 
@@ -128,7 +119,7 @@ class ProcessBed:
                 if (status := process.exitcode) is None:
                     continue
                 if status != -signal.SIGKILL or role == "cloud":
-                    raise RuntimeError(f"the {role} ended with {status}:\n{self._said(role)}")
+                    raise RuntimeError(f"the {role} ended with {status}:\n{self._said(role)[-4000:]}")
                 self._died += 1
                 self._died_in = self._orders.run
                 self._write()
@@ -136,11 +127,11 @@ class ProcessBed:
             await asyncio.sleep(LOOK)
 
     def _said(self, role: str) -> str:
-        return (self.directory / f"{role}.log").read_text(errors="replace")[-4000:]
+        return (self.directory / f"{role}.log").read_text(errors="replace")
 
     async def _until_said(self, role: str) -> None:
         if not await self.until(lambda: _SIGNS[role] in self._said(role)):
-            raise TimeoutError(f"the {role} does not serve:\n{self._said(role)}")
+            raise TimeoutError(f"the {role} does not serve:\n{self._said(role)[-4000:]}")
 
     # --- orders ---------------------------------------------------------------------------------------------------
 
@@ -170,7 +161,7 @@ class ProcessBed:
             self._log = open_log(self._store_url)
         return self._log
 
-    async def ready(self) -> None:
+    async def ready(self) -> None:  # noqa: B027 - that it does nothing is meant
         """It serves since it was started."""
 
     def message(self, command: Any, target: UUID) -> Message:
@@ -221,35 +212,52 @@ class ProcessBed:
         """Its events."""
         return self.log.events_of(aggregate_id)
 
+    # --- the cloud ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def _open_cloud(self) -> None:
+        """Start what servers are made on, or see that it is there. The broker is up."""
+
+    @abstractmethod
+    async def _close_cloud(self) -> None:
+        """Leave nothing of it behind. The worker has ended."""
+
+    @abstractmethod
+    def _cloud_options(self) -> list[str]:
+        """How the worker is told of it."""
+
+    @abstractmethod
     async def done(self, instance_id: UUID) -> Counter[str]:
         """What the cloud and the guest carried out for the instance."""
-        return self._ledger.of(instance_id)
 
     async def held(self, instance_id: UUID) -> list[str]:
         """What the cloud and the quota hold for the instance."""
-        inventory = await self._far_side.inventory()
-        held = [
-            kind
-            for kind, resources in inventory.items()
-            for resource in resources.values()
-            if str(instance_id) in resource["name"]
-        ]
         quota = self.load(quota_id(PROJECT))
-        return held + (["a share of the quota"] if quota is not None and instance_id in quota.held else [])
+        shares = quota is not None and instance_id in quota.held
+        return await self._resources(instance_id) + (["a share of the quota"] if shares else [])
 
+    @abstractmethod
+    async def _resources(self, instance_id: UUID) -> list[str]:
+        """The kind of each resource of the instance in the cloud."""
+
+    @abstractmethod
     async def delay(self, call: str, nth: int) -> None:
         """Have the nth of the next calls of this name carried out when the worker is dead."""
-        if call in frozenset(GuestVerb):
-            await self._far_side.plan_guest(call, GuestFault(kind=GuestFaultKind.SLOW), nth - 1)
-            await self._far_side.plan_guest(call, GuestFault(kind=GuestFaultKind.SLOW, seconds=LATE))
-        else:
-            await self._far_side.plan(call, Fault(kind=Kind.LATE), nth - 1)
-            await self._far_side.plan(call, Fault(kind=Kind.LATE, seconds=LATE))
 
-    async def remove_servers(self, instance_id: UUID) -> None:
-        """Delete the servers of the instance past the engine."""
-        for server in await self._far_side.call(list_servers(instance_id)):
-            await self._far_side.call(delete_server(server.id))
+    async def offer(self, catalogue: Catalogue) -> None:
+        """Have the cloud offer something else, and the worker know it: it asks when it starts."""
+        await self._offer(catalogue)
+        served = self._said("worker").count(_SIGNS["worker"])
+        self._running["worker"].kill()
+        await self.until(lambda: self._said("worker").count(_SIGNS["worker"]) > served)
+
+    async def _offer(self, catalogue: Catalogue) -> None:
+        """Have the cloud offer something else from now on. Raises `TypeError` where it cannot be told to."""
+        raise TypeError(f"{type(self).__name__} offers what it offers, not {catalogue}")
+
+    @abstractmethod
+    async def remove_by_hand(self, effect: Effect) -> None:
+        """Do past the engine what is owed, if the rest waits for it."""
 
     async def untrue(self) -> list[str]:
         """The read models that say something else than the log."""
@@ -259,44 +267,3 @@ class ProcessBed:
 
 
 _SIGNS = {"cloud": "simulated_cloud_serves", "worker": "inbox_reading", "projector": "projector_started"}
-
-
-class _Line(msgspec.Struct, frozen=True):
-    """A line of the cloud's ledger: of a change, or of a guest's deed."""
-
-    action: str = ""
-    kind: str = ""
-    name: str = ""
-    instance_id: str = ""
-    verb: str = ""
-
-
-class _Ledger:
-    """The cloud's ledger, read on from where it was read before."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._at = 0
-        self._of: defaultdict[str, Counter[str]] = defaultdict(Counter)
-
-    def of(self, instance_id: UUID) -> Counter[str]:
-        """What was carried out for the instance."""
-        with self.path.open("rb") as file:
-            file.seek(self._at)
-            for line in file:
-                entry = msgspec.json.decode(line, type=_Line)
-                whose = entry.instance_id or entry.name.removeprefix("holdfast-")
-                self._of[whose][f"guest {entry.verb}" if entry.verb else f"{entry.action} {entry.kind}"] += 1
-            self._at = file.tell()
-        return Counter(self._of[str(instance_id)])
-
-
-@asynccontextmanager
-async def processes(directory: Path, store_url: str | None = None) -> AsyncIterator[ProcessBed]:
-    """A bed that is started, and ended in any case."""
-    bed = ProcessBed(directory, store_url)
-    try:
-        await bed.start()
-        yield bed
-    finally:
-        await bed.end()

@@ -13,8 +13,10 @@ from uuid import UUID
 
 import msgspec
 
+from aggregates.catalogue import Catalogue
 from aggregates.commands import DeleteInstance, SkipStep
-from aggregates.effects import ServerAbsent
+from aggregates.effects import Effect
+from engine.clouds.simulated import BARE, CATALOGUE
 from engine.crash_environment import Orders
 from tests.crash.boundaries import Passed
 from tests.crash.handle import Handle, Message
@@ -80,8 +82,12 @@ class Bed(Protocol):
         """Have the nth of the next calls of this name carried out late: after another process has looked."""
         ...
 
-    async def remove_servers(self, instance_id: UUID) -> None:
-        """Delete the servers of the instance past the engine."""
+    async def offer(self, catalogue: Catalogue) -> None:
+        """Have the cloud offer something else, and the worker know it."""
+        ...
+
+    async def remove_by_hand(self, effect: Effect) -> None:
+        """Do past the engine what is owed, if the rest waits for it."""
         ...
 
     async def untrue(self) -> list[str]:
@@ -125,12 +131,16 @@ async def series(bed: Bed, scenario: Scenario, boundaries: Sequence[Passed | Non
 
 async def _together(bed: Bed, targets: Sequence[UUID], step: Step) -> None:
     """The same command to many, followed to the end."""
+    if step.bare:
+        await bed.offer(BARE)
     bed.order(Orders(run=str(bed.new_id()), fail=frozenset(step.fails)))
     messages = [bed.message(step.command, target) for target in targets]
     await asyncio.gather(*(bed.handle.publish(message) for message in messages))
     await asyncio.gather(*(bed.handle.learn(message, bed.patience) for message in messages))
     for target in targets:
         await bed.until(lambda target=target: _settled(bed.load(target)))  # type: ignore[misc]
+    if step.bare:
+        await bed.offer(CATALOGUE)
 
 
 async def _run(bed: Bed, scenario: Scenario, target: UUID, boundary: Passed | None) -> Run:
@@ -183,7 +193,7 @@ async def _steps(bed: Bed, target: UUID, steps: Sequence[Step], orders: Orders, 
         )
         bed.order(orders)
         if isinstance(step.command, SkipStep):
-            await _removed_by_hand(bed, target)
+            await bed.remove_by_hand(bed.load(target).owes().effect)  # which is what somebody does who says so
         command = addressed(step.command, bed.load(target)) if step.during else step.command
         message = bed.message(command, target)
         sent_at.append(sum(not each.by_projector for each in await bed.passed()))
@@ -195,13 +205,6 @@ async def _steps(bed: Bed, target: UUID, steps: Sequence[Step], orders: Orders, 
         if following is not None:
             await bed.until(lambda step=following: _has_come(bed.load(target), step))  # type: ignore[misc]
     return sent
-
-
-async def _removed_by_hand(bed: Bed, target: UUID) -> None:
-    """Do what somebody does who says so: a server that stays would keep all the rest from being removed."""
-    owed = bed.load(target).owes()
-    if isinstance(owed.effect, ServerAbsent):
-        await bed.remove_servers(target)
 
 
 async def _again(bed: Bed, message: Message, first: Told) -> Told:

@@ -17,8 +17,9 @@ import msgspec
 
 from aggregates import base
 from aggregates.base import Context, Failure, Lifecycled, Refusal
+from aggregates.catalogue import Catalogue
 from aggregates.commands import COMMANDS, Command
-from engine.clouds.simulated import CATALOGUE
+from engine.clouds.simulated import BARE, CATALOGUE
 from engine.deciding import AGGREGATES
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -32,7 +33,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
     `fails`: the owing states whose effects fail for good. `unanswered`: the one in which the answer of the call that
     makes something is lost, once. `during`: the owing state in which the operation before must be when it is sent,
-    parked or on its way; None: settled.
+    parked or on its way; None: settled. `bare`: the cloud offers what clouds did before there were security groups.
     """
 
     command: Command
@@ -40,9 +41,10 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     unanswered: str | None = None
     during: str | None = None
     parked: bool = False
+    bare: bool = False
 
     def __str__(self) -> str:
-        given = [name for name in self.command.__struct_fields__ if getattr(self.command, name) is True]
+        given = [*_said(self.command), *(["on a bare cloud"] if self.bare else [])]
         said = self.command.wire_name() + (f" ({', '.join(given)})" if given else "")
         said += f" unanswered in {self.unanswered}" if self.unanswered else ""
         said += f" failing in {' and '.join(self.fails)}" if self.fails else ""
@@ -72,7 +74,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """What happens, in one line: unique among the scenarios."""
-        return f"{', '.join(str(step) for step in self.steps)}" + (f" from {self.begins}" if self.begins else "")
+        made = str(self.before[0]) if self.before else ""
+        plainly = not self.before or made == self.before[0].command.wire_name()
+        begins = f" from {self.begins}{'' if plainly else f' of {made}'}" if self.begins else ""
+        return ", ".join(str(step) for step in self.steps) + begins
 
 
 class _Walk:
@@ -95,21 +100,27 @@ class _Walk:
         return self.aggregate is not None and self.aggregate.parked is not None
 
     @property
+    def done(self) -> bool:
+        """Whether nothing went wrong on the way."""
+        return self.aggregate is not None and self.aggregate.failure is None
+
+    @property
     def owing(self) -> bool:
         """Whether something is owed and may be paid."""
         return self.aggregate is not None and self.aggregate.owes() is not None and not self.parked
 
-    def after(self, command: Command) -> _Walk | None:
+    def after(self, command: Command, *, bare: bool = False) -> _Walk | None:
         """What this walk is after the command; None when that is refused or changes nothing."""
+        context = _context(BARE if bare else CATALOGUE)
         walk = self._copy()
         source, walk.edges = walk.state, []
         try:
             if walk.aggregate is None:
                 if not command.creates:
                     return None
-                walk.aggregate = walk.kind.create(ID, command, _context())  # type: ignore[attr-defined]
+                walk.aggregate = walk.kind.create(ID, command, context)  # type: ignore[attr-defined]
             else:
-                walk.aggregate.execute(addressed(command, walk.aggregate), _context())
+                walk.aggregate.execute(addressed(command, walk.aggregate), context)
         except Refusal:
             return None
         # What follows a command about an operation is that operation's.
@@ -196,15 +207,19 @@ class Matrix:
         return kept
 
     def _found(self) -> Iterator[Scenario]:
-        """All runs, from each settled state as it is reached by the fewest commands, and none in between if it can."""
+        """All runs, from each settled state as it is reached by the fewest commands, and none in between if it can.
+
+        What was made in another way passes other states, so it is another origin.
+        """
         origins: deque[tuple[tuple[Step, ...], _Walk]] = deque([((), _Walk(self._kind))])
-        roundabout: deque[tuple[tuple[Step, ...], _Walk]] = deque()
-        reached: set[str] = set()
+        roundabout = deque(self._made_before())
+        reached: set[tuple[str, str]] = set()
         while origins or roundabout:
             before, origin = (origins or roundabout).popleft()
-            if origin.state in reached:
+            key = (origin.state, str(before[0]) if len(before) == 1 and origin.done else "")
+            if key in reached:
                 continue
-            reached.add(origin.state)
+            reached.add(key)
             for command in self._commands:
                 begun = origin.after(command)
                 if begun is None or not begun.owing:
@@ -219,6 +234,13 @@ class Matrix:
                         shows=frozenset(end.edges),
                     )
                     (origins if len(steps) == 1 else roundabout).append(((*before, *steps), end))
+
+    def _made_before(self) -> Iterator[tuple[tuple[Step, ...], _Walk]]:
+        """What was created when clouds offered less."""
+        for command in self._commands:
+            begun = _Walk(self._kind).after(command, bare=True)
+            if begun is not None and command == self._commands[0]:
+                yield (Step(command=command, bare=True),), _passed(begun)[1]
 
     def _runs(self, steps: tuple[Step, ...], begun: _Walk) -> Iterator[tuple[tuple[Step, ...], _Walk]]:
         """Every way on from here: all goes well; each state fails, is left without an answer, is interrupted."""
@@ -273,9 +295,12 @@ def scenarios() -> list[Scenario]:
 
 
 def examples(kind: str) -> list[Command]:
-    """One good command of each name that the aggregate knows; those that create first."""
+    """Good commands of each name that the aggregate knows; those that create first."""
     found = [
-        msgspec.convert(getattr(command, "example", {}), command) for (of, _), command in COMMANDS.items() if of == kind
+        msgspec.convert(given, command)
+        for (of, _), command in COMMANDS.items()
+        if of == kind
+        for given in (getattr(command, "example", {}), *getattr(command, "variants", ()))
     ]
     return sorted(found, key=lambda command: not command.creates)
 
@@ -286,6 +311,16 @@ def addressed(command: Command, aggregate: Lifecycled) -> Command:
     if operation is None or "operation_id" not in command.__struct_fields__:
         return command
     return msgspec.structs.replace(command, operation_id=operation.id)
+
+
+def _said(command: Command) -> list[str]:
+    """The flags that are set, and what else differs from the example."""
+    example = msgspec.convert(getattr(command, "example", {}), type(command))
+    return [
+        name
+        for name in command.__struct_fields__
+        if (value := getattr(command, name)) is True or (value is not False and value != getattr(example, name))
+    ]
 
 
 def _variants(example: Command) -> Iterator[Command]:
@@ -306,8 +341,8 @@ def _passed(walk: _Walk) -> tuple[list[_Walk], _Walk]:
     return passed, walk
 
 
-def _context() -> Context:
-    return Context(at=NOON, command_id=uuid4(), actor="crash", project="acme", partition=0, catalogue=CATALOGUE)
+def _context(catalogue: Catalogue) -> Context:
+    return Context(at=NOON, command_id=uuid4(), actor="crash", project="acme", partition=0, catalogue=catalogue)
 
 
 def _specimen(kind: Any) -> Any:

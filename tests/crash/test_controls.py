@@ -12,7 +12,7 @@ from aggregates.base import Obligation
 from aggregates.record import record_id
 from engine import deciding
 from engine.clouds.simulated import CloudApi
-from engine.clouds.simulated.api import FENCES, PORT_MAC, SERVER_PORT
+from engine.clouds.simulated.ground import FENCES, PORT_MAC, SERVER_PORT
 from tests.crash.boundaries import Passed
 from tests.crash.matrix import Form, Report, Strike, record, strike
 from tests.crash.scenarios import scenarios

@@ -13,14 +13,16 @@ from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
+from aggregates.catalogue import Catalogue
+from aggregates.effects import Effect
 from aggregates.obligations import quota_id
 from engine.clouds.simulated import SimulatedAgents
 from engine.clouds.simulated.faults import Fault, Kind
 from engine.clouds.simulated.guests import GuestFault, GuestFaultKind
 from engine.crash_environment import Listener, Orders
 from engine.messages import GuestVerb
+from tests.crash import by_hand
 from tests.crash.boundaries import Passed
-from tests.crash.by_hand import delete_server, list_servers
 from tests.crash.handle import PROJECT, Handle, Message
 from tests.crash.models import caught_up, differing
 from tests.simulation.publisher import SimulatedConnection
@@ -138,9 +140,9 @@ class VirtualBed:
 
     async def done(self, instance_id: UUID) -> Counter[str]:
         """What the cloud and the guest carried out for the instance."""
-        named = (f"holdfast-{instance_id}", str(instance_id))
-        calls = Counter(f"{e.action} {e.kind}" for e in self._world.api.ledger if e.name in named)
-        deeds = Counter(f"guest {deed.verb}" for deed in self._world.agents.ledger if deed.instance_id == named[1])
+        whose = str(instance_id)
+        calls = Counter(f"{e.action} {e.kind}" for e in self._world.api.ledger if e.name.endswith(whose))
+        deeds = Counter(f"guest {deed.verb}" for deed in self._world.agents.ledger if deed.instance_id == whose)
         return calls + deeds
 
     async def held(self, instance_id: UUID) -> list[str]:
@@ -165,10 +167,16 @@ class VirtualBed:
             self._world.api.faults.plan(call, Fault(kind=Kind.LATE), nth - 1)
             self._world.api.faults.plan(call, Fault(kind=Kind.LATE, seconds=LATE))
 
-    async def remove_servers(self, instance_id: UUID) -> None:
-        """Delete the servers of the instance past the engine."""
-        for server in await self._world.api.call(list_servers(instance_id)):
-            await self._world.api.call(delete_server(server.id))
+    async def offer(self, catalogue: Catalogue) -> None:
+        """Have the cloud offer something else, and the worker know it: it asks when it starts."""
+        self._world.api.offer(catalogue)
+        for node in self._world.running:
+            node.kill()
+        await asyncio.sleep(STARTED)
+
+    async def remove_by_hand(self, effect: Effect) -> None:
+        """Do past the engine what is owed, if the rest waits for it."""
+        await by_hand.remove(effect, self._world.api.call)
 
     async def untrue(self) -> list[str]:
         """The read models that say something else than the log."""

@@ -35,6 +35,7 @@ def test_the_life_of_an_instance(made: Installation, datastore: str, version: st
         ["resize-volume", name, "2"],
         ["resize-flavor", name, "small"],
         ["migrate", name],
+        ["rebuild-server", name],
         ["stop", name],
         ["start", name],
     ):

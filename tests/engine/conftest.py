@@ -13,7 +13,7 @@ import pytest
 from nats.aio.client import Client
 
 from engine.broker import BrokerSettings, connect, ensure_streams
-from engine.clouds.simulated import SimulatedCloud, SimulatedGuests
+from engine.clouds.simulated import BARE, SimulatedCloud, SimulatedGuests
 from engine.store import EventStore, fold, open_store
 from engine.tasks import end
 from engine.worker import Worker
@@ -39,7 +39,7 @@ class Engine:
     def __init__(self, broker: Broker, store_url: str) -> None:
         self.broker = broker
         self.store_url = store_url
-        self.cloud = SimulatedCloud(latest_effect=timedelta(0))
+        self.cloud = SimulatedCloud(catalogue=BARE, latest_effect=timedelta(0))
         self.guests = SimulatedGuests()
         self.options: dict[str, Any] = {}  # of the worker
         self.streams: dict[str, Any] = {}  # their sizes

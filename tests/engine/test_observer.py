@@ -9,11 +9,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from aggregates.resources import Resource, resource_name
+from aggregates.resources import Resource, ResourceKind, resource_name
 from engine.clock import monotonic
 from engine.clouds.fences import port_mac
 from engine.clouds.port import TransientError
-from engine.clouds.simulated import Fault, SimulatedCloud
+from engine.clouds.simulated import BARE, Fault, SimulatedCloud
 from engine.clouds.simulated.faults import Call, Kind
 from tests.engine.conftest import Engine
 from tests.support.eventually import eventually
@@ -26,7 +26,7 @@ class Watched(SimulatedCloud):
     """Counts how often all that it holds was asked for; can be made to do things by hand."""
 
     def __init__(self) -> None:
-        super().__init__(latest_effect=timedelta(0))
+        super().__init__(catalogue=BARE, latest_effect=timedelta(0))
         self.looks = 0
 
     async def inventory(self) -> Sequence[Resource]:
@@ -115,14 +115,21 @@ async def test_whatever_appears_after_a_delete_is_removed_the_server_first(
 ) -> None:
     instance_id = await made(engine, publisher, "DELETED")
     name = resource_name(instance_id)
-    port = await cloud.by_hand("create_port", name=name, mac=port_mac(instance_id))
-    server = await cloud.by_hand("create_server", name=name, flavor_id="small", port_id=port.id)
+    group = await cloud.by_hand("create_security_group", name=resource_name(instance_id, ResourceKind.SECURITY_GROUP))
+    members = await cloud.by_hand("create_server_group", name=name, policy="affinity")
+    port = await cloud.by_hand("create_port", name=name, mac=port_mac(instance_id), security_groups=(group.id,))
+    management = resource_name(instance_id, ResourceKind.MANAGEMENT_PORT)
+    await cloud.by_hand("create_port", name=management, mac="fa:16:3e:00:00:01")
+    await cloud.by_hand("create_floating_address", name=name, port_id=port.id)
+    server = await cloud.by_hand(
+        "create_server", name=name, flavor_id="small", port_id=port.id, server_group_id=members.id
+    )
     volume = await cloud.by_hand("create_volume", name=name, size=1)
     await cloud.by_hand("attach_volume", server_id=server.id, volume_id=volume.id)
-    await noted(engine, instance_id, "SurplusDeleted", 3)
+    await noted(engine, instance_id, "SurplusDeleted", len(ResourceKind))
     assert await engine.held() == []
     gone = [event.removed.kind for event in await engine.store.events_of(instance_id) if hasattr(event, "removed")]
-    assert gone == ["server", "port", "volume"]
+    assert gone == list(ResourceKind)
     assert (await engine.instance(instance_id)).state == "DELETED"
 
 
@@ -202,3 +209,71 @@ async def test_a_cloud_that_does_not_say_what_it_holds_stops_nothing(
     instance_id = await made(engine, publisher)
     await cloud.by_hand("create_volume", name=resource_name(instance_id), size=1)
     await noted(engine, instance_id, "SurplusDeleted")
+
+
+# --- what somebody has changed ------------------------------------------------------------------------------------
+
+
+async def drifted(engine: Engine, instance_id: UUID) -> list[str]:
+    return [str(each) for each in (await engine.instance(instance_id)).drift]
+
+
+async def test_a_server_stopped_by_hand_is_noted_until_somebody_starts_it(
+    engine: Engine, publisher: Publisher, cloud: Watched
+) -> None:
+    instance_id = await made(engine, publisher)
+    before = await engine.instance(instance_id)
+    await cloud.by_hand("stop_server", id=before.server_id)
+    await noted(engine, instance_id, "DriftFound")
+    assert await drifted(engine, instance_id) == [f"server {before.server_id} has status SHUTOFF, not ACTIVE"]
+    await cloud.looked_at()
+    assert (await names(engine, instance_id)).count("DriftFound") == 1
+    await cloud.by_hand("start_server", id=before.server_id)
+    await noted(engine, instance_id, "DriftGone")
+    after = await engine.instance(instance_id)
+    assert (after.drift, after.state, after.entered) == ((), "ACTIVE", before.entered)
+
+
+async def test_all_that_was_removed_by_hand_is_missed_though_the_cloud_shows_nothing_of_it(
+    engine: Engine, publisher: Publisher, cloud: Watched
+) -> None:
+    instance_id = await made(engine, publisher)
+    instance = await engine.instance(instance_id)
+    for kind in ("server", "port", "volume"):
+        await cloud.by_hand(f"delete_{kind}", id=getattr(instance, f"{kind}_id"))
+    await noted(engine, instance_id, "DriftFound", 3)
+    assert await engine.held() == []
+    await engine.stop()
+    await engine.start()  # it is noted once, whoever looks
+    await cloud.looked_at()
+    assert (await names(engine, instance_id)).count("DriftFound") == 3
+    assert (await publisher.send("delete_instance", instance_id))["accepted"]
+    assert (await engine.settled(instance_id)).state == "DELETED"
+    assert await drifted(engine, instance_id) == []
+
+
+async def test_a_worker_begun_anew_misses_what_it_never_saw(
+    engine: Engine, publisher: Publisher, cloud: Watched
+) -> None:
+    instance_id = await made(engine, publisher)
+    instance = await engine.instance(instance_id)
+    await engine.stop()
+    for kind in ("server", "port", "volume"):
+        await cloud.by_hand(f"delete_{kind}", id=getattr(instance, f"{kind}_id"))
+    await engine.start()
+    await noted(engine, instance_id, "DriftFound", 3)
+
+
+async def test_nothing_is_noted_of_what_an_operation_changes(
+    engine: Engine, publisher: Publisher, cloud: Watched
+) -> None:
+    instance_id = await made(engine, publisher)
+    for command, args in (
+        ("resize_volume", {"new_size": 2}), ("migrate", {}), ("resize_flavor", {"flavor": "large"}),
+        ("stop_instance", {}), ("start_instance", {}), ("reboot", {"hard": True}), ("delete_instance", {}),
+    ):  # fmt: skip
+        assert (await publisher.send(command, instance_id, args))["accepted"]
+        await engine.settled(instance_id)
+        await cloud.looked_at(3)
+    told = await names(engine, instance_id)
+    assert [each for each in told if each.startswith(("Drift", "Surplus"))] == []

@@ -12,7 +12,7 @@ import pytest
 
 from aggregates.effects import CloudEffect
 from engine.clouds.port import FinalError, TransientError
-from engine.clouds.simulated import CloudApi, Fault, SimulatedCloud
+from engine.clouds.simulated import BARE, CloudApi, Fault, SimulatedCloud
 from engine.clouds.simulated.faults import Kind
 from tests.engine.conftest import Engine
 from tests.support.eventually import eventually
@@ -25,7 +25,7 @@ class SlowToAct(SimulatedCloud):
     """Gives no answer about the first volume, and makes it a while after everybody has looked for it."""
 
     def __init__(self, *, latest_effect: timedelta = LATEST) -> None:
-        far_side = CloudApi()
+        far_side = CloudApi(catalogue=BARE)
         far_side.faults.plan("create_volume", Fault(kind=Kind.LATE, seconds=LATEST.total_seconds() * 0.75))
         super().__init__(api=far_side, latest_effect=latest_effect, deadline=0.1)
         self.cleared_at: list[datetime] = []

@@ -12,17 +12,30 @@ from functools import partial
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+import msgspec
+
 from aggregates.base import Context, Event, Failure, Obligation
-from aggregates.commands import CreateInstance, DeleteInstance, ReleaseQuota, ReserveQuota, StopInstance
-from aggregates.effects import Database, User
+from aggregates.catalogue import Catalogue
+from aggregates.commands import (
+    CreateInstance,
+    DeleteInstance,
+    ReleaseBackup,
+    ReleaseQuota,
+    ReserveBackup,
+    ReserveQuota,
+    SetQuota,
+    StopInstance,
+    UpdateAccess,
+)
+from aggregates.effects import Access, Database, User
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
-from aggregates.observation import note_removed, note_surplus
+from aggregates.observation import Look, adopt, disown, note, note_removed, note_surplus
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
-from aggregates.resources import Resource, ResourceKind
-from tests.support.given import EXAMPLES, NOON, YIELDS, context, intervention, started
+from aggregates.resources import Drift, DriftKind, Resource, ResourceKind
+from tests.support.given import BARE, CATALOGUE, EXAMPLES, MANAGED, NOON, YIELDS, context, intervention, started
 
 ID = uuid5(NAMESPACE_URL, "holdfast:golden")
 STEP = timedelta(seconds=1, microseconds=500)
@@ -45,9 +58,10 @@ CREATE = CreateInstance(
 class Teller:
     """Has things happen to one instance, each a little later than the one before."""
 
-    def __init__(self, name: str, **changes: Any) -> None:
+    def __init__(self, name: str, *, catalogue: Catalogue = CATALOGUE, **changes: Any) -> None:
         self._at = NOON
         self._commands = 0
+        self.catalogue = catalogue
         given = {name: getattr(CREATE, name) for name in CREATE.__struct_fields__}
         self.instance = Instance.create(ID, CreateInstance(**{**given, **changes}), self._context())
         if name == "create_instance":
@@ -61,7 +75,7 @@ class Teller:
     def _context(self) -> Context:
         self._at += STEP
         self._commands += 1
-        return context(uuid5(ID, str(self._commands)), at=self._at)
+        return context(uuid5(ID, str(self._commands)), at=self._at, catalogue=self.catalogue)
 
     def _now(self) -> Any:
         self._at += STEP
@@ -100,9 +114,9 @@ class Teller:
         """A fact beside the state."""
         self.instance.note(event, at=self._now(), **facts)
 
-    def see(self, note: Callable[..., None], resource: Resource) -> None:
+    def see(self, note: Callable[..., None], seen: Resource | Look) -> None:
         """Something seen in the cloud is noted."""
-        note(self.instance, resource, at=self._now())
+        note(self.instance, seen, at=self._now())
 
     def attempt(self, number: int) -> None:
         """What is owed fails in a way that may pass."""
@@ -310,6 +324,58 @@ def _surplus() -> Sequence[Any]:
     return teller.events()
 
 
+def _with_all(end: Callable[[Teller], None]) -> Sequence[Any]:
+    (asked,) = CreateInstance.variants
+    access = msgspec.convert(asked["access"], Access)
+    wanted = {"nics": tuple(asked["nics"]), "locality": asked["locality"], "image_id": asked["image_id"]}
+    teller = Teller("create_instance", catalogue=MANAGED, access=access, volume_type="remote", **wanted)
+    end(teller)
+    teller.settle()
+    return teller.events()
+
+
+def _undone(teller: Teller) -> None:
+    teller.until("build_address")
+    teller.fail()
+
+
+def _detached_meanwhile(teller: Teller) -> None:
+    teller.settle()
+    teller.command(EXAMPLES["resize_volume"])
+
+
+def _attached_again(teller: Teller) -> None:
+    _detached_meanwhile(teller)
+    teller.until("resize_volume_detach")
+    teller.fail()
+
+
+def _made_private_and_deleted(teller: Teller) -> None:
+    teller.settle()
+    teller.command(UpdateAccess(public=False))
+    teller.settle()
+    teller.command(DeleteInstance())
+
+
+def _first_update(end: Callable[[Teller], None]) -> Sequence[Any]:
+    teller = Teller("create_instance", catalogue=BARE)
+    teller.settle()
+    teller.catalogue = CATALOGUE
+    teller.command(EXAMPLES["update_access"])
+    end(teller)
+    teller.settle()
+    return teller.events()
+
+
+def _not_secured(teller: Teller) -> None:
+    teller.until("update_port")
+    teller.fail()
+
+
+def _with_surplus(teller: Teller) -> None:
+    teller.note("CallUnanswered", effect="EnsureSecurityGroup", until=NOON + 60 * STEP)
+
+
 def _deleted_while_off() -> Sequence[Any]:
     teller = Teller("start_instance")
     teller.command(DeleteInstance())
@@ -330,6 +396,47 @@ def _observed() -> Sequence[Any]:
     teller.command(DeleteInstance())
     teller.settle()
     teller.see(note_surplus, second)
+    return teller.events()
+
+
+def _drifted() -> Sequence[Any]:
+    """A volume grown and a server moved by hand; then the volume alone; then all as it was, but for the port."""
+    teller = Teller("create_instance")
+    teller.settle()
+    grown, moved, missed = (
+        Drift(resource=ResourceKind.VOLUME, id="volume-1", what=DriftKind.SIZE, believed="1", seen="7"),
+        Drift(resource=ResourceKind.SERVER, id="server-1", what=DriftKind.HOST, believed="host-1", seen="host-2"),
+        Drift(resource=ResourceKind.PORT, id="port-1", what=DriftKind.GONE),
+    )
+    for drift in ((grown, moved), (grown,), (missed,)):
+        now = Look(entered=teller.instance.entered, drift=drift)
+        teller.see(lambda instance, seen, at: note(instance, seen, seen, at=at), now)
+    return teller.events()
+
+
+def _disowned() -> Sequence[Any]:
+    """Another volume of the name, left alone by itself, is removed because somebody says so."""
+    teller = Teller("create_instance")
+    teller.settle()
+    other = Resource(kind=ResourceKind.VOLUME, id="volume-2", name=teller.instance.resource_name, status="available")
+    teller.see(lambda instance, seen, at: disown(instance, seen, actor="bob", at=at), other)
+    teller.see(note_removed, other)
+    return teller.events()
+
+
+def _adopted() -> Sequence[Any]:
+    """Another volume of the name takes the place of one that was lost, because somebody says so."""
+    teller = Teller("create_instance")
+    teller.settle()
+    lost = Drift(resource=ResourceKind.VOLUME, id="volume-1", what=DriftKind.GONE)
+    teller.see(
+        lambda instance, seen, at: note(instance, seen, seen, at=at),
+        Look(entered=teller.instance.entered, drift=(lost,)),
+    )
+    other = Resource(kind=ResourceKind.VOLUME, id="volume-2", name=teller.instance.resource_name, status="available")
+    teller.see(lambda instance, seen, at: adopt(instance, seen, [seen], actor="bob", at=at), other)
+    teller.command(DeleteInstance())
+    teller.settle()
     return teller.events()
 
 
@@ -361,6 +468,17 @@ def _quota() -> Sequence[Any]:
     return quota.collect_events()
 
 
+def _quota_set() -> Sequence[Any]:
+    first, second = uuid5(ID, "first"), uuid5(ID, "second")
+    quota = Quota.create(quota_id("acme"), SetQuota(instances=5, ram=-1), context())
+    quota.execute(ReserveQuota(instance_id=first, ram=512, volumes=1, as_of=3), context())
+    for backup in (first, second):
+        quota.execute(ReserveBackup(backup_id=backup), context())
+    quota.execute(ReleaseBackup(backup_id=second), context())
+    quota.execute(SetQuota(ram=None, backups=3), context())
+    return quota.collect_events()
+
+
 def _record(event: type[Event], **said: Any) -> Sequence[Any]:
     facts: dict[str, Any] = {
         "originator_id": record_id("acme", ID),
@@ -384,11 +502,23 @@ OTHERS: dict[str, Callable[[], Sequence[Any]]] = {
     "create_instance-hindered": _hindered,
     "create_instance-late_outcome": _late,
     "create_instance-surplus": _surplus,
+    "create_instance-with_all-done": partial(_with_all, lambda _: None),
+    "create_instance-with_all-failed": partial(_with_all, _undone),
+    "resize_volume-offline-done": partial(_with_all, _detached_meanwhile),
+    "resize_volume-offline-failed": partial(_with_all, _attached_again),
+    "update_access-private-deleted": partial(_with_all, _made_private_and_deleted),
+    "update_access-first-done": partial(_first_update, lambda _: None),
+    "update_access-first-failed": partial(_first_update, _not_secured),
+    "update_access-first-surplus": partial(_first_update, _with_surplus),
     "start_instance-deleted_while_off": _deleted_while_off,
     "instance-long_life": _long_life,
     "instance-observed": _observed,
+    "instance-drifted": _drifted,
+    "instance-disowned": _disowned,
+    "instance-adopted": _adopted,
     "health": _health,
     "quota": _quota,
+    "quota-set": _quota_set,
     "command-accepted": partial(_record, CommandAccepted, version=3),
     "command-rejected": partial(_record, CommandRejected, code="conflict", reason="another operation runs"),
 }

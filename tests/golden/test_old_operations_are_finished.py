@@ -64,7 +64,11 @@ def facts_of(effect: Effect) -> Mapping[str, Any]:
 
 
 _YIELDING = {
+    "EnsureServerGroup": "server_group_created",
+    "EnsureSecurityGroup": "security_group_created",
     "EnsurePort": "port_created",
+    "EnsureManagementPort": "management_port_created",
+    "EnsureFloatingAddress": "floating_address_created",
     "EnsureVolume": "volume_created",
     "EnsureServer": "server_created",
     "PrepareDatabase": "database_prepared",

@@ -88,6 +88,16 @@ class GuestServer:
                 argv, cwd=PROJECT, env={**os.environ, "HOLDFAST_SERVER": self.mark}, stdout=log, stderr=log
             )
 
+    async def renew(self) -> None:
+        """As a cloud makes a server anew: all that lay on it is gone but its volume, and another agent is there."""
+        self.kill_agent()
+        before = self.directory.stat()
+        shutil.rmtree(self.directory)
+        self.directory.mkdir(mode=0o700)
+        os.chown(self.directory, before.st_uid, before.st_gid)
+        self.start_agent()
+        await self.report()
+
     def kill_agent(self) -> None:
         """As the machine's memory killer would."""
         assert self.agent is not None

@@ -70,6 +70,27 @@ async def test_a_user_comes_only_from_its_host(guest: GuestServer) -> None:
     guest.tenant(port, "loner", PASSWORD + "3", "").memory()
 
 
+async def test_on_a_server_made_anew_users_and_data_are_there_again_at_the_same_port(guest: GuestServer) -> None:
+    port = await guest.prepare()
+    guest.tenant(port).put("color", "blue")
+    await guest.ask("stop", "stop-1")
+    await guest.renew()
+
+    again = {"ram": 256, "volume_size": 1, "port": port, "overrides": {}}
+    for _ in range(2):
+        reply = await guest.ask("rebuild", "rebuild-1", **again)
+        assert reply.state is GuestState.DONE, reply
+        assert guest.tenant(port).get("color") == "blue"
+    await guest.ask("restart", "restart-1")
+    assert guest.tenant(port).get("color") == "blue"
+
+
+async def test_where_no_data_lie_nothing_is_made_in_their_place(guest: GuestServer) -> None:
+    reply = await guest.ask("rebuild", "rebuild-1", ram=256, volume_size=1, port=0, overrides={})
+    assert (reply.state, reply.transient) == (GuestState.FAILED, True)
+    assert "data_missing" in str(reply.error)
+
+
 async def test_preparing_again_under_another_key_leaves_the_same(guest: GuestServer) -> None:
     port = await guest.prepare("one")
     guest.tenant(port).put("color", "blue")

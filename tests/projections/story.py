@@ -31,18 +31,21 @@ from aggregates.commands import (
 from aggregates.health import Health, HealthStatus
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
+from aggregates.observation import adopt, look, note, note_removed, note_surplus
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
+from aggregates.resources import Resource, ResourceKind
 from engine.databases import DurableSQLiteDatastore
 from engine.mapper import MsgspecMapper
 from engine.recorders import SQLiteEventRecorder
 from engine.store import EventLog
 
+VOLUME = ResourceKind.VOLUME
 SMALL = Flavor(id="1", name="small", vcpus=1, ram=512)
 LARGE = Flavor(id="2", name="large", vcpus=2, ram=2048)
 CATALOGUE = Catalogue(
     flavors=(SMALL, LARGE),
-    datastores=(Datastore(manager="postgresql", versions=("15", "16"), parameters=frozenset({"work_mem"})),),
+    datastores=(Datastore(manager="postgresql", port=5432, versions=("15", "16"), parameters=frozenset({"work_mem"})),),
     hosts=("a", "b"),
 )
 FACTS: dict[str, dict[str, Any]] = {
@@ -51,6 +54,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "server_created": {"server_id": "server-1", "host": "a"},
     "database_prepared": {"port": 5432},
     "server_migrated": {"new_host": "b"},
+    "server_resized": {"new_host": "b"},
 }
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -242,6 +246,39 @@ class Story:
         known.observe(health, "heard so", at=self.tick())
         self.append(*known.collect_events())
 
+    def drift(self, instance_id: UUID, *, volume_size: int | None = None) -> None:
+        """The cloud shows the volume with this size, or with the recorded one, in two looks in a row."""
+        instance = self.instances[instance_id]
+        size = instance.volume_size if volume_size is None else volume_size
+        told: dict[ResourceKind, dict[str, Any]] = {
+            ResourceKind.SERVER: {"status": instance.state},
+            VOLUME: {"size": size, "server_id": instance.server_id},
+        }
+        shown = [
+            Resource(kind=kind, id=str(instance.recorded(kind)), name=instance.resource_name, **told.get(kind, {}))
+            for kind in ResourceKind
+        ]
+        now = look(instance, shown)
+        if now is not None:
+            note(instance, now, now, at=self.tick())
+            self.append(*instance.collect_events())
+
+    def surplus(self, instance_id: UUID) -> None:
+        """Something of the instance's name is found that is none of its own, and is gone."""
+        instance = self.instances[instance_id]
+        found = Resource(kind=VOLUME, id=str(self.uuid()), name=instance.resource_name)
+        note_surplus(instance, found, at=self.tick())
+        note_removed(instance, found, at=self.tick())
+        self.append(*instance.collect_events())
+
+    def adopt(self, instance_id: UUID) -> UUID:
+        """A volume of its name is its own from now on; the volume's id."""
+        instance, volume_id = self.instances[instance_id], self.uuid()
+        found = Resource(kind=VOLUME, id=str(volume_id), name=instance.resource_name)
+        adopt(instance, found, [found], actor="bob", at=self.tick())
+        self.append(*instance.collect_events())
+        return volume_id
+
     def reserve(self, project: str, instance_id: UUID) -> UUID:
         """The project's quota holds something for the instance; the command's id."""
         command = ReserveQuota(instance_id=instance_id, ram=512, volumes=5)
@@ -284,7 +321,10 @@ class Story:
         elif dice < 0.25:
             self.health(instance_id, self.random.choice(list(HealthStatus)))
         elif instance.owes() is None:
-            return
+            if dice < 0.3:
+                self.surplus(instance_id)
+            elif dice < 0.5:
+                self.drift(instance_id, volume_size=self.random.choice((None, 7, 9)))
         elif dice < 0.3 and instance.can("failed"):
             self.fail(instance_id)
         elif dice < 0.35:

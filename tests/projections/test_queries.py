@@ -61,16 +61,18 @@ async def test_troubles_are_told_of_one_project_or_of_all_with_how_far_the_model
     silent = story.create(name="silent")
     story.settle(silent)
     story.health(silent, HealthStatus.DOWN)
+    story.drift(silent, volume_size=7)
     await served.caught_up()
     answer = await served.blue.ask("troubles", "get")
-    assert answer["numbers"] == {"parked": 1, "overdue": 1, "struggling": 0, "down": 1}
+    assert answer["numbers"] == {"parked": 1, "overdue": 1, "struggling": 0, "down": 1, "drifted": 1}
     told = answer["parked"][0]
     assert (told["instance_id"], told["effect"], told["attempts"]) == (str(parked), "StopDatabase", 3)
     assert told["error"]["message"] == "403"
     assert answer["down"][0]["name"] == "silent"
+    assert [each["says"] for each in answer["drifted"][0]["drift"]] == ["volume volume-1 has size 7, not 5"]
     assert (answer["lag"], answer["stopped"]) == (0, {})
     everywhere = await Asker(served.client, EVERY_PROJECT).ask("troubles", "get")
-    assert everywhere["numbers"] == {"parked": 2, "overdue": 1, "struggling": 0, "down": 1}
+    assert everywhere["numbers"] == {"parked": 2, "overdue": 1, "struggling": 0, "down": 1, "drifted": 1}
     assert {each["project"] for each in everywhere["parked"]} == {"blue", "green"}
 
 

@@ -401,3 +401,56 @@ def test_every_event_can_be_told(event: Any) -> None:
     told = sentence(event.__new__(event))
     assert told.endswith(".")
     assert told[0].isupper()
+
+
+# --- what was observed --------------------------------------------------------------------------------------------
+
+
+def test_what_was_seen_in_the_cloud_is_nobodys_doing_and_the_instance_shows_it_until_it_is_gone(
+    story: Story, seen: Seen
+) -> None:
+    instance_id = story.create()
+    story.settle(instance_id)
+    before = instances.get(seen(), "blue", str(instance_id))
+    assert before is not None
+    story.surplus(instance_id)
+    story.drift(instance_id, volume_size=7)
+    story.drift(instance_id, volume_size=9)
+    instance = instances.get(seen(), "blue", str(instance_id))
+    assert instance is not None
+    assert (instance.updated_at, instance.last_event) == (before.updated_at, before.last_event)
+    assert [(each.what, each.believed, each.seen) for each in instance.drift] == [("size", "5", "9")]
+    assert instance.version - instance.lifecycle_version == 4
+    page = history.LISTING.page(seen(), "blue", ListRequest(filter={"instance_id": str(instance_id)}))
+    told = page.items[-4:]
+    assert [each.name for each in told] == ["SurplusFound", "SurplusDeleted", "DriftFound", "DriftFound"]
+    assert {(each.operation_id, each.command, each.actor) for each in told} == {(None, None, None)}
+    story.drift(instance_id)
+    after = instances.get(seen(), "blue", str(instance_id))
+    assert after is not None
+    assert after.drift == ()
+
+
+def test_what_was_adopted_is_shown_as_held_and_with_whose_word(story: Story, seen: Seen) -> None:
+    instance_id = story.create()
+    story.settle(instance_id)
+    story.drift(instance_id, volume_size=7)
+    volume_id = story.adopt(instance_id)
+    instance = instances.get(seen(), "blue", str(instance_id))
+    assert instance is not None
+    assert (instance.volume_id, instance.drift) == (str(volume_id), ())
+    page = history.LISTING.page(seen(), "blue", ListRequest(filter={"instance_id": str(instance_id)}))
+    assert "bob had the orphan volume" in page.items[-1].sentence
+
+
+def test_a_deleted_instance_shows_no_drift_and_is_not_undeleted_by_what_is_seen_of_it(story: Story, seen: Seen) -> None:
+    instance_id = story.create()
+    story.settle(instance_id)
+    story.drift(instance_id, volume_size=7)
+    story.command(instance_id, DeleteInstance())
+    story.settle(instance_id)
+    story.surplus(instance_id)
+    instance = instances.get(seen(), "blue", str(instance_id))
+    assert instance is not None
+    assert (instance.status, instance.drift, instance.deleted_at is None) == ("DELETED", (), False)
+    assert instances.LISTING.page(seen(), "blue", ListRequest()).items == []

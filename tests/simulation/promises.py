@@ -7,19 +7,19 @@ alone, so they hold for real processes as well; what they are not shown they can
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import fields
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from aggregates.base import Lifecycled, Transitioned, decide
 from aggregates.instance import Instance
 from aggregates.instance_events import StepSkipped
-from aggregates.obligations import quota_id
+from aggregates.obligations import admitted, quota_id
 from aggregates.quota import Held, Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from engine.clouds.simulated import Entry
@@ -31,7 +31,26 @@ from projections.models import MODELS
 from tests.projections.asking import catch_up, connect, dump
 
 Inventory = Mapping[str, Mapping[str, Mapping[str, Any]]]
-KINDS = {"ports": "port_id", "volumes": "volume_id", "servers": "server_id"}
+
+
+class Resource(NamedTuple):
+    """What an instance may hold: the kind, the attributes that are its name and id, and whether it is to be there."""
+
+    kind: str
+    name: str
+    recorded: str
+    wanted: Callable[[Instance], bool] = lambda _: True
+
+
+RESOURCES = (
+    Resource("ports", "resource_name", "port_id"),
+    Resource("ports", "management_port_name", "management_port_id", lambda i: i.management_network is not None),
+    Resource("volumes", "resource_name", "volume_id"),
+    Resource("servers", "resource_name", "server_id"),
+    Resource("server_groups", "resource_name", "server_group_id", lambda i: i.locality is not None),
+    Resource("security_groups", "security_group_name", "security_group_id", lambda i: i.access is not None),
+    Resource("floating_addresses", "resource_name", "floating_address_id", lambda i: i.public_address is not None),
+)
 WHOLE = frozenset({"ACTIVE", "SHUTOFF"})
 NOTHING = frozenset({"DELETED", "FAILED"})
 OVERDUE = timedelta(minutes=5)  # an operation may be over its deadline by one look, one try and a pause
@@ -173,30 +192,40 @@ def every_record_is_of_a_command(evidence: Evidence) -> Iterator[str]:
 
 def the_cloud_holds_what_the_aggregates_say(evidence: Evidence) -> Iterator[str]:
     """Promise 2: all of it, and nothing else."""
-    held: dict[str, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for kind in KINDS:
-        for resource in evidence.inventory[kind].values():
-            held[resource["name"]][kind].append(resource)
-    names = {instance.resource_name for instance in evidence.instances.values()}
-    yield from (f"orphan: {dict(held[name])} belongs to no instance" for name in held.keys() - names)
+    held: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for kind in {resource.kind for resource in RESOURCES}:
+        for found in evidence.inventory[kind].values():
+            held[kind, found["name"]].append(found)
+    known = {(each.kind, getattr(i, each.name)) for i in evidence.instances.values() for each in RESOURCES}
+    yield from (f"orphan: {held[whose]} belongs to no instance" for whose in held.keys() - known)
     for instance in evidence.instances.values():
         if instance.parked is None and instance.owes() is None and instance.id not in evidence.left_by_operators:
-            yield from _agrees(instance, held[instance.resource_name])
+            yield from _agrees(instance, held)
 
 
-def _agrees(instance: Instance, held: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
-    for kind, recorded in KINDS.items():
-        there = [resource["id"] for resource in held.get(kind, ())]
-        believed = getattr(instance, recorded)
+def _agrees(instance: Instance, held: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    complete = True
+    for each in RESOURCES:
+        there = [found["id"] for found in held.get((each.kind, getattr(instance, each.name)), ())]
+        believed = getattr(instance, each.recorded)
+        wanted = [believed] if each.wanted(instance) else []
+        complete = complete and there == wanted
         if instance.state in NOTHING and there:
-            yield f"left over: instance {instance.id} is {instance.state} and has {kind} {there}"
-        elif instance.state in WHOLE and there != [believed]:
-            yield f"untrue: instance {instance.id} is {instance.state} with {recorded} {believed}, there is {there}"
+            yield f"left over: instance {instance.id} is {instance.state} and has {each.kind} {there}"
+        elif instance.state in WHOLE and there != wanted:
+            yield f"untrue: instance {instance.id} is {instance.state} with {each.recorded} {wanted}, there is {there}"
         elif len(there) > 1 or (there and there != [believed]):
-            yield f"orphan: instance {instance.id} in {instance.state} knows {recorded} {believed}, there is {there}"
-    if instance.state in WHOLE and all(len(held.get(kind, ())) == 1 for kind in KINDS):
-        server, volume = held["servers"][0], held["volumes"][0]
+            yield f"orphan: instance {instance.id} in {instance.state} knows {each.recorded} {believed}, there: {there}"
+    if instance.state in WHOLE and complete:
+        name = instance.resource_name
+        server, volume, port = (held[kind, name][0] for kind in ("servers", "volumes", "ports"))
+        groups = held.get(("security_groups", instance.security_group_name), ())
         facts = {
+            "security groups": (list(port["security_groups"]), [group["id"] for group in groups]),
+            "let in": (
+                {rule["cidr"] for group in groups for rule in group["rules"]},
+                set(admitted(instance.access)),
+            ),
             "flavor": (server["flavor_id"], instance.flavor.id),
             "host": (server["host"], instance.host),
             "status": (server["status"], instance.state),
@@ -206,12 +235,16 @@ def _agrees(instance: Instance, held: Mapping[str, Sequence[Mapping[str, Any]]])
         for fact, (real, believed) in facts.items():
             if real != believed:
                 yield f"untrue: instance {instance.id} has {fact} {believed}, the cloud says {real}"
+        if instance.drift and all(real == believed for real, believed in facts.values()):
+            yield f"untrue: instance {instance.id} is as the cloud has it, and shows {[str(d) for d in instance.drift]}"
 
 
 def every_resource_is_made_once(evidence: Evidence) -> Iterator[str]:
     """Promise 2: by the cloud's own ledger, or the surplus was removed."""
     made: dict[tuple[str, str], set[str]] = defaultdict(set)
     for entry in evidence.ledger:
+        if entry.kind == "security_group_rule":
+            continue  # a group may have many
         if entry.action == "create":
             made[entry.kind, entry.name].add(entry.id)
         elif entry.action == "delete":
@@ -273,7 +306,8 @@ def histories_are_whole_and_as_declared(evidence: Evidence) -> Iterator[str]:
             event = stored.event
             if isinstance(event, Transitioned) and type(event) in declared and isinstance(aggregate, Instance):
                 facts = {f.name: getattr(event, f.name) for f in fields(event) if f.name != "state"}
-                entered = decide(aggregate.chart, aggregate.state, declared[type(event)], subject=aggregate, **facts)
+                knowing = aggregate._knowing(facts)
+                entered = decide(aggregate.chart, aggregate.state, declared[type(event)], subject=knowing, **facts)
                 if entered != event.state:
                     yield f"undeclared: {aggregate_id} entered {event.state}, the chart says {entered}"
             aggregate = event.mutate(aggregate)

@@ -17,10 +17,15 @@ from uuid import UUID
 import msgspec
 
 from aggregates.commands import COMMANDS
+from aggregates.effects import CloudEffect, GuestEffect
+from engine.clock import monotonic
 from engine.clouds.port import FinalError, TransientError
+from engine.clouds.simulated.compute import IMAGES
 from engine.clouds.simulated.faults import FAULTS, Call, Fault
 from engine.clouds.simulated.guests import GUEST_FAULTS, GuestFault
+from engine.clouds.simulated.network import NETWORKS
 from engine.messages import GuestStatus, GuestVerb, Heartbeat, heartbeat_subject
+from tests.clouds.ambiguous import kinds
 from tests.simulation.promises import OVERDUE, Evidence, broken, overdue
 from tests.simulation.publisher import Publisher, Sent
 from tests.simulation.world import World, simulated
@@ -418,9 +423,9 @@ class Schedule:
         try:
             await world.settled(SETTLES_WITHIN)
             # What was sent at last is there now, and is seen twice and removed; messages that waited for the broker are
-            # on their way meanwhile, too.
-            known = -1
-            while known != world.events.end():
+            # on their way meanwhile, too. Where something never comes to an end, what is broken shows it.
+            known, until = -1, monotonic() + SETTLES_WITHIN
+            while known != world.events.end() and monotonic() < until:
                 known = world.events.end()
                 await asyncio.sleep(LOOKS * OBSERVE_EVERY)
                 await world.settled(SETTLES_WITHIN)
@@ -457,34 +462,54 @@ class Schedule:
         await asyncio.gather(*asking)
 
 
-EFFECTS = (
-    "EnsurePort", "EnsureVolume", "EnsureServer", "EnsureAttachment", "ExtendVolume", "RebootServer", "ResizeServer",
-    "MigrateServer", "ConfirmServer", "RevertServer", "StopServer", "StartServer", "ServerAbsent", "VolumeAbsent",
-    "PortAbsent", "PrepareDatabase", "StopDatabase", "StartDatabase", "RestartDatabase", "GrowFileSystem",
-    "AwaitAgent", "AwaitHealthy", "SurplusAbsent", "ResourceAbsent", "EnsureCredentials", "CredentialsAbsent",
-)  # fmt: skip
+EFFECTS = tuple(sorted(each.__name__ for base in (CloudEffect, GuestEffect) for each in kinds(base)))
 OPERATIONS = tuple(name for kind, name in COMMANDS if kind == "instance" and name != "create_instance")
 UNFENCED = frozenset({"create_port", "create_volume"})  # calls that make something though nobody wants it any more
 ABOUT_OPERATIONS = frozenset({"cancel_operation", "retry_operation", "skip_step", "abandon_operation"})
 DRAWN = tuple(FAULTS)
 FLAVORS = ("micro", "small", "medium", "large")
 
+CIDRS = ("0.0.0.0/0", "10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32")
+
+
+def _access(random: Random) -> dict[str, Any]:
+    return {
+        "public": random.random() < 0.5,
+        "allowed_cidrs": random.sample(CIDRS, random.randint(0, len(CIDRS))),
+    }
+
+
 ARGUMENTS: Mapping[str, Callable[[Random], dict[str, Any]]] = {
     "reboot": lambda random: {"hard": random.random() < 0.5},
     "resize_volume": lambda random: {"new_size": random.randint(1, 12)},
     "resize_flavor": lambda random: {"flavor": random.choice(FLAVORS)},
     "migrate": lambda random: {"host": random.choice(("host-1", "host-2", "host-3"))} if random.random() < 0.5 else {},
+    "rebuild": lambda random: {"image_id": random.choice(IMAGES)} if random.random() < 0.5 else {},
+    "update_access": _access,
 }
 
 
 def _create_args(random: Random) -> dict[str, Any]:
     return {
+        **_wishes(random),
         "name": f"db-{random.randint(1, 999)}",
         "flavor": random.choice(FLAVORS),
         "datastore": "postgresql",
         "volume_size": random.randint(1, 5),
         "keep_on_failure": random.random() < 0.2,
     }
+
+
+def _wishes(random: Random) -> dict[str, Any]:
+    """What an instance may ask for, or leave to the cloud."""
+    asked = {
+        "access": _access(random),
+        "locality": random.choice(("affinity", "anti-affinity")),
+        "nics": [random.choice(NETWORKS[:2])],
+        "volume_type": random.choice(("local", "remote")),
+        "image_id": random.choice(IMAGES),
+    }
+    return {name: value for name, value in asked.items() if random.random() < 0.5}
 
 
 def course(seed: int, length: float | None = None, *, tracing: Callable[[str], None] | None = None) -> Report:

@@ -29,7 +29,7 @@ from aggregates.record import record_id
 from engine import crash_points
 from engine.broker import ensure_streams
 from engine.clouds.port import Facts
-from engine.clouds.simulated import CloudApi, SimulatedAgents, SimulatedCloud
+from engine.clouds.simulated import CloudApi, Entry, SimulatedAgents, SimulatedCloud
 from engine.clouds.simulated.cloud import LATEST_EFFECT
 from engine.clouds.simulated.failures import Failures
 from engine.clouds.simulated.faults import Call
@@ -279,7 +279,7 @@ class World:
         self.wall = Wall(self.loop)
         self.broker = Broker(self.random, self.wall)
         self.vault = Vault()
-        self.api = CloudApi(new_id=self.new_id)
+        self.api = CloudApi(new_id=self.new_id, on_call=self._changed)
         self.agents = SimulatedAgents(serves=self.api.serves)
         self.failures = Failures()
         self.latest_effect = LATEST_EFFECT
@@ -306,6 +306,11 @@ class World:
     async def hop(self) -> None:
         """Wait as long as a message to the cloud or a guest takes."""
         await asyncio.sleep(self.random.expovariate(2 / self.latency))
+
+    def _changed(self, entry: Entry) -> None:
+        """What the cloud does to a server its agent feels."""
+        if (entry.kind, entry.action) == ("server", "rebuild"):
+            self.agents.renew(entry.name)
 
     @property
     def tracing(self) -> bool:

@@ -14,6 +14,7 @@ from eventsourcing.persistence import Tracking
 from aggregates.commands import ReserveQuota, Restart
 from aggregates.effects import User
 from aggregates.instance import Instance
+from aggregates.obligations import quota_id
 from aggregates.quota import Quota
 from aggregates.snapshots import EVERY, InstanceSnapshot, QuotaSnapshot, Snapshot
 from engine.hot import HotAggregates
@@ -125,7 +126,7 @@ async def test_a_lost_turn_is_forgotten_and_read_anew(store: EventStore) -> None
     with pytest.raises(Conflict):
         await take_the_same()
     async with hot.turn(instance.id) as turn:
-        assert turn.aggregate.state == "build_port"
+        assert turn.aggregate.state == "build_security_group"
 
 
 async def test_another_reader_follows_the_log_in_pages(store: EventStore, store_url: str) -> None:
@@ -189,6 +190,6 @@ def test_a_snapshot_holds_all_that_an_aggregate_knows() -> None:
     instance = active(users=(User(name="app", password_ref="vault:1"),))
     instance.collect_events()
     assert InstanceSnapshot.take(instance).restore().__dict__ == instance.__dict__
-    quota = Quota.create(uuid4(), ReserveQuota(instance_id=instance.id, ram=1, volumes=2), context())
+    quota = Quota.create(quota_id("acme"), ReserveQuota(instance_id=instance.id, ram=1, volumes=2), context())
     quota.collect_events()
     assert QuotaSnapshot.take(quota).restore().__dict__ == quota.__dict__

@@ -15,6 +15,8 @@ from uuid import uuid4
 
 import nkeys  # type: ignore[import-untyped]
 
+from engine.credentials import USERS
+
 UNLIMITED = dict.fromkeys(("subs", "data", "payload"), -1)
 
 
@@ -76,6 +78,28 @@ class Operator:
         )  # fmt: skip
         path.write_bytes(newline.join(lines).encode())
         return path
+
+
+def asks_about_guests(engine: Key, enrol: Key, issuer: Key) -> str:
+    """What an operator tells a nats-server whose guests come and go: it asks the engine about them."""
+    rights = {"publish": USERS["enrol"].publish, "subscribe": USERS["enrol"].subscribe}
+    return f"""
+accounts {{
+  HOLDFAST {{
+    jetstream: enabled
+    users: [ {{ nkey: {engine.public} }}, {{ nkey: {enrol.public}, permissions: {json.dumps(rights)} }} ]
+  }}
+  SYS {{ }}
+}}
+system_account: SYS
+authorization {{
+  auth_callout {{
+    issuer: {issuer.public}
+    account: HOLDFAST
+    auth_users: [ {engine.public}, {enrol.public} ]
+  }}
+}}
+"""
 
 
 def _encoded(value: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -16,3 +17,13 @@ async def eventually(look: Callable[[], Awaitable[T]], within: float = 30, every
             if found := await look():
                 return found
             await asyncio.sleep(every)
+
+
+def soon(look: Callable[[], T], within: float = 60, every: float = 0.1) -> T:
+    """The same for what is looked for without a loop."""
+    end = time.monotonic() + within
+    while not (found := look()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {within:.0f} s")
+        time.sleep(every)
+    return found

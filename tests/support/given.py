@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 from uuid import UUID, uuid4
+
+import msgspec
 
 from aggregates.base import Context, Failure, Refusal
 from aggregates.catalogue import Catalogue, Datastore, Flavor, Quota
@@ -18,7 +21,9 @@ from aggregates.commands import (
     InstanceCommand,
     OperationCommand,
     StopInstance,
+    UpdateAccess,
     example,
+    variants,
 )
 from aggregates.instance import Instance
 
@@ -30,22 +35,32 @@ CATALOGUE = Catalogue(
         Flavor(id="large", name="large", vcpus=2, ram=2048),
     ),
     datastores=(
-        Datastore(manager="postgresql", versions=("16", "18"), parameters=frozenset({"work_mem"})),
-        Datastore(manager="redis", versions=("6.2",), parameters=frozenset(), has_databases=False),
+        Datastore(manager="postgresql", port=5432, versions=("16", "18"), parameters=frozenset({"work_mem"})),
+        Datastore(manager="redis", port=6379, versions=("6.2",), parameters=frozenset(), has_databases=False),
     ),
     availability_zones=("az-1", "az-2"),
-    volume_types=("local",),
+    volume_types=("local", "remote"),
     hosts=("host-1", "host-2"),
+    honours=frozenset({"access", "image_id", "locality", "nics"}),
+    extended_offline=frozenset({"remote"}),
     quota=Quota(),
 )
+# A cloud with a network of its own for guest agents, and one that knows none of what instances may ask for.
+MANAGED = msgspec.structs.replace(CATALOGUE, management_network="management")
+BARE = msgspec.structs.replace(CATALOGUE, honours=frozenset())
 
 # What the cloud and the guest yield for each transition whose event records more than the state.
 YIELDS: dict[str, dict[str, Any]] = {
+    "server_group_created": {"server_group_id": "server-group-1"},
+    "security_group_created": {"security_group_id": "security-group-1"},
     "port_created": {"port_id": "port-1", "address": "127.9.9.9"},
+    "management_port_created": {"management_port_id": "port-2"},
+    "floating_address_created": {"floating_address_id": "address-1", "public_address": "203.0.113.7"},
     "volume_created": {"volume_id": "volume-1"},
     "server_created": {"server_id": "server-1", "host": "host-1"},
     "database_prepared": {"port": 5432},
     "server_migrated": {"new_host": "host-2"},
+    "server_resized": {"new_host": "host-2"},
     "surplus_removed": {"removed": ("volume-2",)},
 }
 
@@ -73,6 +88,28 @@ def requested(instance_id: UUID | None = None, **arguments: Any) -> Instance:
     given: dict[str, Any] = {"name": "orders", "flavor": "small", "datastore": "postgresql", "volume_size": 1}
     command = CreateInstance(**{**given, **arguments})
     return Instance.create(instance_id or uuid4(), command, context())
+
+
+def requested_fully() -> Instance:
+    """One whose create asked for all that there is."""
+    (command,) = variants(CreateInstance)
+    assert isinstance(command, CreateInstance)
+    return Instance.create(uuid4(), command, context(catalogue=MANAGED))
+
+
+def requested_before() -> Instance:
+    """One whose create a cloud took that guards nobody's access, as all did before."""
+    command = example(CreateInstance)
+    assert isinstance(command, CreateInstance)
+    return Instance.create(uuid4(), command, context(catalogue=BARE))
+
+
+def made_private() -> Instance:
+    """One that was public, and gives its address up."""
+    instance = requested_fully()
+    settle(instance)
+    instance.execute(UpdateAccess(public=False), context())
+    return instance
 
 
 def pay(instance: Instance) -> None:
@@ -142,16 +179,48 @@ def started(name: str, **changes: Any) -> Instance:
     return instance
 
 
-def everywhere() -> dict[str, Instance]:
+class Copies(Mapping[str, Instance]):
+    """Instances by name, of which everybody gets one of their own."""
+
+    def __init__(self, originals: Mapping[str, Instance]) -> None:
+        self._originals = originals
+
+    def __getitem__(self, name: str) -> Instance:
+        return deepcopy(self._originals[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._originals)
+
+    def __len__(self) -> int:
+        return len(self._originals)
+
+
+def everywhere() -> Mapping[str, Instance]:
     """An instance in each state that commands, paid effects and failures lead to, the shortest way there."""
-    return deepcopy(_everywhere())
+    return Copies(_everywhere())
 
 
 @cache
 def _everywhere() -> dict[str, Instance]:
-    first, surplus = requested(), advance(unanswered(requested()), "build_surplus")
-    found = {first.state: first, surplus.state: surplus}
-    queue = deque([first, requested(keep_on_failure=True), surplus])
+    origins = (
+        requested(),
+        requested(keep_on_failure=True),
+        advance(unanswered(requested()), "build_surplus"),
+        requested_fully(),
+        requested_before(),
+        unanswered(requested_before()),
+        made_private(),
+    )
+    found: dict[str, Instance] = {}
+    for origin in origins:
+        for state, instance in _reached(origin).items():
+            found.setdefault(state, instance)
+    return found
+
+
+def _reached(origin: Instance) -> dict[str, Instance]:
+    found = {origin.state: origin}
+    queue = deque([origin])
     while queue:
         instance = queue.popleft()
         for following in _following(instance):

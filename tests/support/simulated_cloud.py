@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What one holds of one instance: a port for its tenant, and one for its agent.
+WHOLE = {"security_groups": 1, "ports": 2, "volumes": 1, "servers": 1}
+
 
 @contextmanager
 def simulated_cloud(directory: Path, *arguments: str) -> Iterator[Path]:

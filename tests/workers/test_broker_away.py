@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
 
+from tests.support.simulated_cloud import WHOLE
 from tests.workers.conftest import Process, Workers
 
 
@@ -30,7 +32,7 @@ async def test_workers_stand_still_without_it_and_go_on_with_it(workers: Workers
     await workers.shared()
     kept = await workers.held()
     assert set(kept.values()) == {1}
-    assert len(kept) == 3 * len(ids)  # port, volume, server
+    assert Counter(kind for kind, _ in kept) == {kind: len(ids) * each for kind, each in WHOLE.items()}
 
 
 async def all_lost(said: dict[Process, int]) -> bool:

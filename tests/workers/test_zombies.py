@@ -13,6 +13,7 @@ from uuid import UUID
 import pytest
 
 from aggregates.instance_events import SurplusDeleted
+from aggregates.resources import resource_name
 from engine.clouds.simulated.faults import Call
 from tests.workers.conftest import Process, Workers
 
@@ -63,7 +64,8 @@ async def test_one_that_has_paid_when_it_is_paused_records_nothing(workers: Work
     zombie.go_on()
     await workers.shared()
     assert await workers.store.events_of(instance_id) == before
-    ports = [e for e in await workers.changes(instance_id) if (e.kind, e.action) == ("port", "create")]
+    name = resource_name(instance_id)
+    ports = [e for e in await workers.changes(instance_id) if (e.kind, e.action, e.name) == ("port", "create", name)]
     assert [e.caller for e in ports] == [f"process {zombie.pid}"]  # the other one looked, and found it
 
 

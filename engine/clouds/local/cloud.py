@@ -213,6 +213,7 @@ class LocalCloud:
             case (
                 effects.EnsureAttachment()
                 | effects.RebootServer()
+                | effects.RebuildServer()
                 | effects.ResizeServer()
                 | effects.MigrateServer()
                 | effects.ConfirmServer()
@@ -259,8 +260,10 @@ class LocalCloud:
                 self._servers.attach(effect.server_id, effect.volume_id, lock)
             case effects.RebootServer():
                 self._servers.reboot(effect.server_id, key, hard=effect.hard, lock=lock)
+            case effects.RebuildServer():
+                self._servers.rebuild(effect, key, lock)
             case effects.ResizeServer():
-                self._servers.resize(effect, lock)
+                return {"new_host": self._servers.resize(effect, lock)}
             case effects.MigrateServer():
                 return {"new_host": self._servers.migrate(effect, lock)}
             case effects.ConfirmServer():

@@ -8,6 +8,7 @@ becomes that user.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from engine.clouds.local import records
@@ -52,6 +53,11 @@ class Drive:
             os.chown(self.log.parent, *self._owner)
         if seed is not None:
             records.write_bytes(self._seed, seed, mode=0o600)
+
+    def clear(self) -> None:
+        """Remove what lies on the server, as when it is made anew. What it is told stays."""
+        shutil.rmtree(self.log.parent, ignore_errors=True)
+        self.prepare(None)
 
     def server(self) -> Server | None:
         """The record."""

@@ -52,7 +52,8 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
 class Server(msgspec.Struct, frozen=True, kw_only=True):
     """A directory with a guest agent. Its host is where the directory lies, so that a move is one step.
 
-    `restart`: its processes end before it runs again. `rebooted_under`: the key of the last reboot asked for.
+    `restart`: its processes end before it runs again. `remake`: what lies on it goes before that. `rebooted_under`,
+    `rebuilt_under`: the key of the last reboot, the last rebuild asked for.
     """
 
     id: str
@@ -69,6 +70,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     restart: Literal["soft", "hard"] | None = None
     pending: Pending | None = None
     rebooted_under: str | None = None
+    remake: bool = False
+    rebuilt_under: str | None = None
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from msgspec.structs import replace
 
-from aggregates.effects import EnsureServer, MigrateServer, ResizeServer, RevertServer, ServerAbsent
+from aggregates.effects import EnsureServer, MigrateServer, RebuildServer, ResizeServer, RevertServer, ServerAbsent
 from engine.clouds.local import placement, processes, records
 from engine.clouds.local.claims import Claim, Claims
 from engine.clouds.local.drive import Drive
@@ -145,19 +145,29 @@ class Servers:
             server = replace(server, rebooted_under=key, restart="hard" if hard else "soft")
         self._bring(drive, server, lock, power=Power.ACTIVE)
 
+    def rebuild(self, wanted: RebuildServer, key: str, lock: Lock) -> None:
+        """The server was made anew under this key, and is ACTIVE; its volume is as it was."""
+        if wanted.image_id is not None:
+            raise FinalError("unsupported", "servers of the local cloud are made from no image; leave image_id out")
+        drive, server = self.get(wanted.server_id)
+        if server.rebuilt_under != key:
+            server = replace(server, rebuilt_under=key, remake=True)
+        self._bring(drive, server, lock, power=Power.ACTIVE)
+
     def turn(self, server_id: str, power: Power, lock: Lock) -> None:
         """The server is ACTIVE or SHUTOFF."""
         drive, server = self.get(server_id)
         self._bring(drive, server, lock, power=power)
 
-    def resize(self, wanted: ResizeServer, lock: Lock) -> None:
-        """The server has the flavor and awaits confirmation."""
+    def resize(self, wanted: ResizeServer, lock: Lock) -> str:
+        """The server has the flavor and awaits confirmation. Returns its host."""
         placement.check_flavor(wanted.flavor_id)
         drive, server = self.get(wanted.server_id)
         if server.pending is None or server.flavor_id != wanted.flavor_id:
             before = server.pending or Pending(flavor_id=server.flavor_id, host=drive.host)
             server = replace(server, flavor_id=wanted.flavor_id, pending=before, restart="soft")
         self._bring(drive, server, lock, power=Power.ACTIVE)
+        return drive.host
 
     def migrate(self, wanted: MigrateServer, lock: Lock) -> str:
         """The server is on another host than `from_host` and awaits confirmation. Returns that host."""
@@ -201,9 +211,11 @@ class Servers:
             self._end(drive, server)
         if server.power is not Power.ACTIVE:
             return
-        if server.restart is not None:
+        if server.restart is not None or server.remake:
             self._end(drive, server)
-            server = drive.write(replace(server, restart=None))
+            if server.remake:
+                drive.clear()
+            server = drive.write(replace(server, restart=None, remake=False))
         if server.volume_id is not None and not self._serves(drive.process()):
             self._start(drive, server, server.volume_id, lock)
 
@@ -213,7 +225,9 @@ class Servers:
             return True
         if server.power is Power.SHUTOFF:
             return not processes.alive(drive.process())
-        return server.restart is None and (server.volume_id is None or self._serves(drive.process()))
+        return (
+            server.restart is None and not server.remake and (server.volume_id is None or self._serves(drive.process()))
+        )
 
     # --- underneath -----------------------------------------------------------------------------------------------
 

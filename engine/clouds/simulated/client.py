@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 import msgspec
 from nats.errors import NoRespondersError
 
+from aggregates.catalogue import Catalogue
 from engine.clouds.errors import CloudAnswerError, sort_error
-from engine.clouds.simulated.api import ANSWERS, Entry
+from engine.clouds.simulated.api import ANSWERS
 from engine.clouds.simulated.cloud import SimulatedCloud
 from engine.clouds.simulated.faults import Call, Fault
 from engine.clouds.simulated.guests import Answer, Deed, GuestFault
+from engine.clouds.simulated.resources import Entry
 from engine.clouds.simulated.wire import (
     LIMIT,
     AskCloud,
@@ -27,6 +29,7 @@ from engine.clouds.simulated.wire import (
     Broken,
     Injected,
     Nobody,
+    Offer,
     Plan,
     PlanGuest,
     Question,
@@ -88,6 +91,10 @@ class FarSide:
         """The next so many requests of this verb meet the fault."""
         await self._ask(PlanGuest(verb=verb, fault=fault, times=times), type(None))
 
+    async def offer(self, catalogue: Catalogue) -> None:
+        """Have the cloud offer something else from now on."""
+        await self._ask(Offer(catalogue=catalogue), type(None))
+
     async def close(self) -> None:
         """Hang up."""
         if self._writer is not None:
@@ -99,7 +106,7 @@ class FarSide:
 
     # --- underneath -----------------------------------------------------------------------------------------------
 
-    async def _ask(self, body: AskCloud | AskGuest | Show | Plan | PlanGuest, kind: type[T]) -> T:
+    async def _ask(self, body: AskCloud | AskGuest | Show | Plan | PlanGuest | Offer, kind: type[T]) -> T:
         writer = await self._connected()
         number = next(self._numbers)
         self._asked[number] = asyncio.get_running_loop().create_future()
@@ -162,5 +169,5 @@ class RemoteCloud(SimulatedCloud):
             settings = await self._far_side.settings()
         except OSError as error:
             raise sort_error("settings", error, changes=False) from error
-        self.latest_effect = timedelta(seconds=settings.latest_effect)
-        self._deadline = settings.deadline
+        self.latest_effect = self._calls.latest_effect = timedelta(seconds=settings.latest_effect)
+        self._calls.deadline = settings.deadline

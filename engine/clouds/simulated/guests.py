@@ -21,7 +21,7 @@ from engine.clock import monotonic
 from engine.clouds.port import Facts, PayError
 from engine.clouds.simulated.failures import Failures
 from engine.guests import Guests, Requests, Secrets
-from engine.messages import GuestReply, GuestRequest, GuestState, GuestStatus, GuestVerb, StartArgs
+from engine.messages import GuestReply, GuestRequest, GuestState, GuestStatus, GuestVerb, RebuildArgs, StartArgs
 
 PORT = 5432
 RESTART_TIME = 1.0  # seconds until an agent that died is back
@@ -156,6 +156,12 @@ class SimulatedAgents:
         """The server of this name is gone, and its volume: nothing is left of its agent."""
         self._guests.pop(name.removeprefix("holdfast-"), None)
 
+    def renew(self, name: str) -> None:
+        """The server of this name is made anew: an agent that knows nothing comes up on it, beside the old data."""
+        guest = self._guests.get(name.removeprefix("holdfast-"))
+        if guest is not None:
+            self._kill(guest, empty=True)
+
     def _guest(self, instance_id: str) -> _Guest:
         if self._serves is not None and not self._serves(f"holdfast-{instance_id}"):
             raise NoRespondersError
@@ -230,6 +236,10 @@ class SimulatedAgents:
         verb = asked.verb
         if verb in (GuestVerb.START, GuestVerb.RESTART) and not guest.prepared:
             return GuestReply(state=GuestState.FAILED, error="not_prepared: there is no database here yet")
+        if verb is GuestVerb.REBUILD:
+            msgspec.convert(asked.request.args, RebuildArgs)
+            if not guest.installed:
+                return GuestReply(state=GuestState.FAILED, error="data_missing: there are no data on the volume")
         if verb is GuestVerb.PREPARE and not guest.installed:
             guest.installed = True
             self._note(asked, "install")
@@ -237,7 +247,7 @@ class SimulatedAgents:
             msgspec.convert(asked.request.args, StartArgs)
         if verb is not GuestVerb.GROW:
             guest.on = verb is not GuestVerb.STOP
-        guest.prepared = guest.prepared or verb is GuestVerb.PREPARE
+        guest.prepared = guest.prepared or verb in (GuestVerb.PREPARE, GuestVerb.REBUILD)
         self._note(asked, verb.value)
         return GuestReply(state=GuestState.DONE, facts={"port": PORT} if verb is GuestVerb.PREPARE else {})
 

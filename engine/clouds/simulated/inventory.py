@@ -4,36 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from aggregates.resources import DELETING, Resource, ResourceKind, instance_named
-from engine.clouds.simulated.api import Port, Server, Volume
+from aggregates.resources import DELETING, Resource, ResourceKind, instance_named, port_kind
+from engine.clouds.simulated.calls import Calls
+from engine.clouds.simulated.resources import FloatingAddress, Port, SecurityGroup, Server, ServerGroup, Volume
 
 
-def resources(servers: Iterable[Server], ports: Iterable[Port], volumes: Iterable[Volume]) -> list[Resource]:
-    """All that was listed. This cloud knows no projects, and tells whose something is by its name alone."""
+async def resources(calls: Calls) -> list[Resource]:
+    """All that it has of each, one list after the other.
+
+    This cloud knows no projects, and tells whose something is by its name alone.
+    """
+    servers: Iterable[Server] = await calls.look("list_servers")
+    addresses: Iterable[FloatingAddress] = await calls.look("list_floating_addresses")
+    ports: Iterable[Port] = await calls.look("list_ports")
+    volumes: Iterable[Volume] = await calls.look("list_volumes")
+    groups: Iterable[SecurityGroup] = await calls.look("list_security_groups")
+    server_groups: Iterable[ServerGroup] = await calls.look("list_server_groups")
     return [
         *(_server(each) for each in servers),
-        *(
-            Resource(
-                kind=ResourceKind.PORT,
-                id=each.id,
-                name=each.name,
-                instance_id=instance_named(each.name),
-                server_id=each.server_id,
-            )
-            for each in ports
-        ),
-        *(
-            Resource(
-                kind=ResourceKind.VOLUME,
-                id=each.id,
-                name=each.name,
-                instance_id=instance_named(each.name),
-                status=each.status,
-                size=each.size,
-                server_id=each.server_id,
-            )
-            for each in volumes
-        ),
+        *(_named(ResourceKind.FLOATING_ADDRESS, each) for each in addresses),
+        *(_port(each) for each in ports),
+        *(_volume(each) for each in volumes),
+        *(_named(ResourceKind.SECURITY_GROUP, each) for each in groups),
+        *(_named(ResourceKind.SERVER_GROUP, each) for each in server_groups),
     ]
 
 
@@ -47,3 +40,30 @@ def _server(server: Server) -> Resource:
         flavor_id=server.flavor_id,
         host=server.host,
     )
+
+
+def _port(port: Port) -> Resource:
+    kind = port_kind(port.name)
+    return Resource(
+        kind=kind,
+        id=port.id,
+        name=port.name,
+        instance_id=instance_named(port.name, kind),
+        server_id=port.server_id,
+    )
+
+
+def _volume(volume: Volume) -> Resource:
+    return Resource(
+        kind=ResourceKind.VOLUME,
+        id=volume.id,
+        name=volume.name,
+        instance_id=instance_named(volume.name),
+        status=volume.status,
+        size=volume.size,
+        server_id=volume.server_id,
+    )
+
+
+def _named(kind: ResourceKind, found: FloatingAddress | SecurityGroup | ServerGroup) -> Resource:
+    return Resource(kind=kind, id=found.id, name=found.name, instance_id=instance_named(found.name, kind))

@@ -24,6 +24,7 @@ from engine.clouds.simulated.wire import (
     Broken,
     Injected,
     Nobody,
+    Offer,
     Plan,
     PlanGuest,
     Question,
@@ -98,7 +99,7 @@ class _Connections:
             writer.write(msgspec.json.encode(reply) + b"\n")
             await writer.drain()
 
-    async def _carried_out(self, body: AskCloud | AskGuest | Show | Plan | PlanGuest) -> Any:
+    async def _carried_out(self, body: AskCloud | AskGuest | Show | Plan | PlanGuest | Offer) -> Any:
         match body:
             case AskCloud(call=call):
                 return await self._site.api.call(call)
@@ -108,6 +109,8 @@ class _Connections:
                 self._site.api.faults.plan(name, fault, times)
             case PlanGuest(verb=verb, fault=guest_fault, times=times):
                 self._site.agents.faults.plan(verb, guest_fault, times)
+            case Offer(catalogue=catalogue):
+                self._site.api.offer(catalogue)
             case Show(what=what):
                 return await self._shown(what)
         return None

@@ -12,8 +12,10 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from engine.clouds.simulated.api import FENCES, CloudApi, Entry
+from engine.clouds.simulated.api import CloudApi
+from engine.clouds.simulated.ground import FENCES
 from engine.clouds.simulated.guests import Deed, SimulatedAgents
+from engine.clouds.simulated.resources import Entry
 
 
 class Site:
@@ -44,6 +46,8 @@ class Site:
     def _on_change(self, entry: Entry) -> None:
         if (entry.kind, entry.action) == ("server", "delete"):
             self.agents.forget(entry.name)
+        if (entry.kind, entry.action) == ("server", "rebuild"):
+            self.agents.renew(entry.name)
         self._write(entry)
 
     def _write(self, line: Entry | Deed) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from aggregates.catalogue import Catalogue
 from engine.clouds.simulated.faults import Call, Fault
 from engine.clouds.simulated.guests import GuestFault
 
@@ -41,6 +42,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     times: int
 
 
+class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
+    """What the cloud offers from now on."""
+
+    catalogue: Catalogue
+
+
 class PlanGuest(msgspec.Struct, frozen=True, kw_only=True, tag="plan_guest"):
     """Faults of requests to come."""
 
@@ -53,7 +60,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """What a client sends."""
 
     id: int
-    body: AskCloud | AskGuest | Show | Plan | PlanGuest
+    body: AskCloud | AskGuest | Show | Plan | PlanGuest | Offer
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):

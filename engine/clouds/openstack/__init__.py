@@ -1,0 +1,6 @@
+"""OpenStack as a cloud: Nova, Cinder, Neutron, Glance and Swift by openstacksdk."""
+
+from engine.clouds.openstack.cloud import OpenStackCloud
+from engine.clouds.openstack.config import CloudConfig, ConfigError, load_config
+
+__all__ = ["CloudConfig", "ConfigError", "OpenStackCloud", "load_config"]

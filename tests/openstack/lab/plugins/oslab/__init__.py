@@ -1,0 +1,1 @@
+"""Drivers that let the services of OpenStack run without agents, hypervisors or disk arrays."""
