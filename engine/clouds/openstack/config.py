@@ -73,7 +73,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     call: Seconds = 60.0
     """A call, before its answer counts as missing."""
     built: Seconds = 1800.0
-    """The cloud's work on a server or a volume, before it counts as failed for now."""
+    """The cloud's work on a server or a volume, before this try counts as failed; another follows."""
     busy: Seconds = 300.0
     """How long a call that is refused as one too many is repeated, as the cloud asks for patience."""
     latest_effect: Seconds = 180.0
