@@ -26,6 +26,7 @@ class Door(StrEnum):
     BUSY = "busy"  # 429, with Retry-After
     FAILS = "fails"  # 503 after it was carried out
     NEVER = "never"  # it is carried out, and no answer comes while the connection stays
+    LATE = "late"  # the connection breaks at once, and it is carried out a while later
     AMENDED = "amended"  # it goes through, changed
 
 
@@ -59,6 +60,8 @@ class Proxy:
         self._to = (parts.hostname or "", parts.port or 80)
         self._path = parts.path
         self.retry_after = retry_after  # seconds that it asks for when it is busy
+        self.late = 0.0  # seconds for which a late request lies somewhere
+        self.lying: set[asyncio.Task[None]] = set()  # the late ones
         self._plans: list[_Plan] = []
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -126,6 +129,11 @@ class Proxy:
             changed = json.loads(body)
             plan.amend(changed)
             body = json.dumps(changed).encode()
+        if door is Door.LATE:
+            lying = asyncio.create_task(self._carry_out_late(came, head, body))
+            self.lying.add(lying)
+            lying.add_done_callback(self.lying.discard)
+            return False
         answer = await self._ask(head, body)
         if door is Door.NEVER:
             self._saw(came, method, path, 0)
@@ -141,6 +149,12 @@ class Proxy:
         writer.write(answer)
         await writer.drain()
         return False
+
+    async def _carry_out_late(self, came: float, head: list[bytes], body: bytes) -> None:
+        await asyncio.sleep(self.late)
+        answer = await self._ask(head, body)
+        method, path = head[0].decode().split()[:2]
+        self._saw(came, method, path, int(answer.split(b" ", 2)[1]))
 
     async def _ask(self, head: list[bytes], body: bytes) -> bytes:
         kept = [line for line in head if not line.lower().startswith((b"connection:", b"content-length:"))]

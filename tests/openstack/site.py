@@ -32,12 +32,14 @@ class Site:
     def __init__(self, made: Installation, lab: Lab, machines: Path) -> None:
         self.made = made
         self.machines = machines
+        self.cloud_options: list[str] = []
         self._lab = lab
         self._hook = lab.hooks / f"{machines.name}-hook"
 
-    def start(self, config: Path, *arguments: str, broker: str | None = None) -> None:
+    def start(self, config: Path, *arguments: str, broker: str | None = None, cloud: str = CLOUD) -> None:
         """Start the program, and play the machines of its servers from now on. `broker`: where that of others is."""
-        self.made.start(arguments=["--cloud", f"openstack:{CLOUD}", "--cloud-config", str(config), *arguments])
+        self.cloud_options = ["--cloud", f"openstack:{cloud}", "--cloud-config", str(config)]
+        self.made.start(arguments=[*self.cloud_options, *arguments])
         machine = shlex.join([sys.executable, "-m", "tests.openstack.machine", str(self.machines)])
         where = shlex.quote(broker or self.made.url)
         self._hook.write_text(f'#!/bin/sh\ncd {shlex.quote(str(CHECKOUT))} && exec {machine} "$1" --broker {where}\n')
@@ -92,7 +94,7 @@ def write_config(path: Path, service: Connection, more: str = "") -> Path:
 
 @contextmanager
 def running_site(
-    lab: Lab, service: Connection, *arguments: str, broker: str | None = None, more: str = ""
+    lab: Lab, service: Connection, *arguments: str, broker: str | None = None, more: str = "", cloud: str = CLOUD
 ) -> Iterator[Site]:
     """A Holdfast that serves, started with these arguments."""
     machines = Path(tempfile.mkdtemp(prefix="holdfast-machines-"))  # guests pass through it
@@ -100,7 +102,7 @@ def running_site(
     with installation() as made:
         site = Site(made, lab, machines)
         try:
-            site.start(write_config(machines / "cloud.toml", service, more), *arguments, broker=broker)
+            site.start(write_config(machines / "cloud.toml", service, more), *arguments, broker=broker, cloud=cloud)
             yield site
         finally:
             site.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from openstack.connection import Connection
@@ -42,10 +43,21 @@ def test_a_volume_for_which_there_is_no_room_leaves_the_old_size(
     site: Site, service: Connection, admin: Connection
 ) -> None:
     shown = site.create("full", "redis/6.2")
-    limits = service.block_storage.get_limits().absolute
-    left = limits.max_total_volume_gigabytes - limits.total_gigabytes_used
-    site.said("resize-volume", "full", str(left + 2), status=1)
+    used = service.block_storage.get_limits().absolute.total_gigabytes_used
+    with _gigabytes(admin, str(service.current_project_id), used + 1):
+        site.said("resize-volume", "full", str(shown["volume_size"] + 2), status=1)
     assert site.shown("full")["volume_size"] == shown["volume_size"]
     assert "quota_exceeded" in site.made.holdfast("history", "full", DB_PASSWORD="").stdout
     site.said("delete", "full")
     assert holdings(admin, shown["id"]) == []
+
+
+@contextmanager
+def _gigabytes(admin: Connection, project: str, limit: int) -> Iterator[None]:
+    """While the project may have no more than so many GiB of volumes."""
+    before = admin.block_storage.get_quota_set(project).gigabytes
+    admin.block_storage.update_quota_set(project, gigabytes=limit)
+    try:
+        yield
+    finally:
+        admin.block_storage.update_quota_set(project, gigabytes=before)
