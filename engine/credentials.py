@@ -26,7 +26,7 @@ import structlog
 
 from engine import nkey
 from engine.broker import DEAD_LETTER_STREAM, BrokerError
-from engine.messages import LOG_SUBJECT, PREFIX, enrolment_subject, guest_subject, heartbeat_subject
+from engine.messages import LOG_SUBJECT, PAUSE_SUBJECT, PREFIX, enrolment_subject, guest_subject, heartbeat_subject
 from engine.private_files import delete_file, replace_file
 
 P = ParamSpec("P")
@@ -93,6 +93,7 @@ USERS: dict[str, Rights] = {
             heartbeat_subject("*"),
             enrolment_subject(),
             LOG_SUBJECT,
+            PAUSE_SUBJECT,
             f"{PREFIX}.qry.>",
             f"{PREFIX}.evt.>",
             f"{PREFIX}.dlq.>",

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 PREFIX = "holdfast.v1"
 LOG_SUBJECT = f"{PREFIX}.log"  # among workers: there is more in the log
+PAUSE_SUBJECT = f"{PREFIX}.pause"  # among workers: a service of the cloud takes no calls for a while
 MAX_BODY = 256 * 1024  # bytes of a command's body; the broker's own limit lies above it
 PARTITIONS = 64  # fixed for life: another number would reorder the commands of an aggregate
 PUBLIC_KEY_PATTERN = r"^U[A-Z2-7]{55}$"  # of a user, as NKeys are written

@@ -34,6 +34,7 @@ from engine.guest.datastores.catalogue import KNOWN, available
 from engine.guests import Guests
 from engine.listening import Listening
 from engine.observer import OBSERVE_EVERY
+from engine.pauses import Pauses
 from engine.payer import GuestPort
 from engine.state import StateDirectory
 from engine.store import EventLog, EventStore, open_log, open_store, when_available
@@ -237,7 +238,9 @@ class _Process:
         config = load_config(self._settings.cloud_config, cloud=named)
         enrolment = self._enrolment(client, broker)
         self.add("enrolment", enrolment.run())
-        return OpenStackCloud(config, enrolment=enrolment, datastores=KNOWN)
+        pauses = Pauses(client)
+        self.add("pauses", pauses.run())
+        return OpenStackCloud(config, enrolment=enrolment, datastores=KNOWN, pauses=pauses)
 
     def _enrolment(self, client: Client, broker: EmbeddedBroker | None) -> Enrolment:
         if broker is not None:

@@ -18,6 +18,7 @@ from aggregates import effects
 from aggregates.effects import CloudEffect
 from engine import crash_points
 from engine.clouds.openstack import CloudConfig, OpenStackCloud
+from engine.clouds.openstack.calls import Pauses
 from engine.clouds.openstack.config import Networks, Servers, Timing
 from engine.guest.datastores.catalogue import KNOWN
 from tests.openstack.proxy import Proxy, Seen
@@ -104,12 +105,12 @@ def configured(service: Connection, **given: Any) -> CloudConfig:
 
 
 @asynccontextmanager
-async def adapter(config: CloudConfig, through: Doors) -> AsyncIterator[OpenStackCloud]:
+async def adapter(config: CloudConfig, through: Doors, pauses: Pauses | None = None) -> AsyncIterator[OpenStackCloud]:
     """An adapter, as a process that begins has it."""
     before = os.environ["OS_CLIENT_CONFIG_FILE"]
     os.environ["OS_CLIENT_CONFIG_FILE"] = str(through.write())
     try:
-        cloud = OpenStackCloud(config, enrolment=Enrolment(), datastores=KNOWN)
+        cloud = OpenStackCloud(config, enrolment=Enrolment(), datastores=KNOWN, pauses=pauses)
     finally:
         os.environ["OS_CLIENT_CONFIG_FILE"] = before
     try:

@@ -1,7 +1,8 @@
 """Every call to the cloud: in a thread, with a deadline, permitted, its error sorted.
 
 No more than `calls_at_once` are open; one that is given up keeps its thread until it ends. When a service says that it
-is asked too often, everybody's calls to it wait until they may go on.
+is asked too often, everybody's calls to it wait until they may go on: those of this worker for sure, those of the
+others as they hear of it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from openstack.connection import Connection
 
@@ -18,6 +19,7 @@ from engine import crash_points
 from engine.clock import monotonic
 from engine.clouds.openstack.answers import sort_answer
 from engine.clouds.openstack.config import Timing
+from engine.clouds.openstack.connection import whereabouts
 from engine.clouds.port import FinalError, TransientError, check_may_change, check_permit, only_waits
 
 P = TypeVar("P")
@@ -31,11 +33,25 @@ class _NotSentError(Exception):
     """There was no token to send the call with, or no service to send it to."""
 
 
-class Calls:
-    """The calls of one adapter to all services."""
+class Pauses(Protocol):
+    """What workers tell each other of services that take no calls for a while. At most once."""
 
-    def __init__(self, connection: Connection, *, at_once: int, timing: Timing) -> None:
+    def tell(self, service: str, seconds: float) -> None:
+        """The others should send nothing to the service for so long."""
+        ...
+
+    def listen(self, service: str, heard: Callable[[float], None]) -> None:
+        """Have it called with the seconds that any worker tells of the service."""
+        ...
+
+
+class Calls:
+    """The calls of one adapter to all services. `pauses`: None where there are no others to hear of any."""
+
+    def __init__(self, connection: Connection, *, at_once: int, timing: Timing, pauses: Pauses | None = None) -> None:
         self.timing = timing
+        self.pauses = pauses
+        self.cloud = whereabouts(connection)
         self._connection = connection
         self._slots = asyncio.Semaphore(at_once)
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="openstack")
@@ -100,6 +116,10 @@ class Service(Generic[P]):
         self._calls = calls
         self._proxy = proxy
         self._closed_until = 0.0
+        self._pauses = calls.pauses
+        self._known_as = f"{name} of {calls.cloud}"
+        if self._pauses is not None:
+            self._pauses.listen(self._known_as, self._heard)
 
     async def look(self, name: str, call: Callable[[P], T]) -> T:
         """A call that only looks."""
@@ -137,9 +157,20 @@ class Service(Generic[P]):
             except TransientError as error:
                 if error.code != "cloud_busy":
                     raise
-                self._closed_until = max(self._closed_until, monotonic() + (error.retry_after or PATIENCE))
+                self._close(error.retry_after or PATIENCE)
                 if self._closed_until > until:
                     raise
+
+    def _close(self, seconds: float) -> None:
+        """It has told us so. What ends about when a pause ends that is known already is not told again."""
+        until = monotonic() + seconds
+        if self._pauses is not None and until - self._closed_until > seconds * SPREAD:
+            self._pauses.tell(self._known_as, seconds)
+        self._closed_until = max(self._closed_until, until)
+
+    def _heard(self, seconds: float) -> None:
+        """Another was told so; no word of another's holds us for longer than we would be patient by ourselves."""
+        self._closed_until = max(self._closed_until, monotonic() + min(seconds, self._calls.timing.busy))
 
     async def _opened(self) -> None:
         while (remaining := self._closed_until - monotonic()) > 0:

@@ -19,7 +19,7 @@ from engine.clouds.openstack import connection, inventory
 from engine.clouds.openstack.access import Addresses, Groups
 from engine.clouds.openstack.actions import Actions
 from engine.clouds.openstack.attachments import Attachments
-from engine.clouds.openstack.calls import Calls, Service
+from engine.clouds.openstack.calls import Calls, Pauses, Service
 from engine.clouds.openstack.config import CloudConfig
 from engine.clouds.openstack.images import Images
 from engine.clouds.openstack.neutron import Network
@@ -38,14 +38,24 @@ Kind = tuple[Callable[[str], Awaitable[Any]], Callable[[Any], Resource], Callabl
 
 
 class OpenStackCloud:
-    """The region and project that the configuration names. `datastores`: what guests can run, by manager."""
+    """The region and project that the configuration names. `datastores`: what guests can run, by manager.
+
+    `pauses`: by which workers tell each other of services that are busy; None for one that is alone.
+    """
 
     def __init__(
-        self, config: CloudConfig, *, enrolment: MachineCredentials, datastores: Mapping[str, Datastore]
+        self,
+        config: CloudConfig,
+        *,
+        enrolment: MachineCredentials,
+        datastores: Mapping[str, Datastore],
+        pauses: Pauses | None = None,
     ) -> None:
         self.latest_effect = timedelta(seconds=config.timing.latest_effect)
         self._enrolment = enrolment
-        self._calls = calls = Calls(connection.connect(config), at_once=config.calls_at_once, timing=config.timing)
+        self._calls = calls = Calls(
+            connection.connect(config), at_once=config.calls_at_once, timing=config.timing, pauses=pauses
+        )
         nova = Service("nova", calls, connection.nova)
         cinder = Service("cinder", calls, connection.cinder)
         network = Network(Service("neutron", calls, connection.neutron))

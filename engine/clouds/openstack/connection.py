@@ -39,6 +39,12 @@ def connect(config: CloudConfig) -> Connection:
         ) from error
 
 
+def whereabouts(connection: Connection) -> str:
+    """What tells its cloud and region from others, the same for all who are told of it in the same words."""
+    told = (connection.config.get_auth_args().get("auth_url"), connection.config.region_name)
+    return " ".join(str(each) for each in told if each)
+
+
 def nova(connection: Connection) -> Nova:
     """Compute."""
     return connection.compute
