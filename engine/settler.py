@@ -418,7 +418,7 @@ class Settler(Listener):
     def _fail(self, aggregate: Lifecycled, owed: Obligation, failure: Failure) -> None:
         """It counts as failed, but for a last look where a call may have done it."""
         about = {"effect": owed.effect.type_name, "code": failure.code, "message": failure.message}
-        if owed.last_look is None and self._is_in_doubt(owed):
+        if owed.last_look is None and self._is_in_doubt(aggregate, owed):
             _, until = self._in_doubt[aggregate.id]
             self._retry[aggregate.id] = until
             now = self._now()
@@ -429,10 +429,11 @@ class Settler(Listener):
         else:
             aggregate.note("OperationParked", at=self._now(), **about)
 
-    def _is_in_doubt(self, owed: Obligation) -> bool:
+    def _is_in_doubt(self, aggregate: Lifecycled, owed: Obligation) -> bool:
         """Whether a call of this state's may have been carried out, or may yet, and what it does would stay."""
         entered, _ = self._in_doubt.get(owed.aggregate_id, (0, 0.0))
-        return owed.effect.lasts and entered == owed.entered
+        stays = owed.effect.lasts or (owed.effect.makes and not aggregate.can("failed"))
+        return stays and entered == owed.entered
 
 
 def _owed(turn: Turn) -> Obligation | None:

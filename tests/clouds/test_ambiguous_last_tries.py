@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from aggregates.base import Obligation
+from aggregates.base import Lifecycled, Obligation
 from aggregates.commands import OPERATIONS, DeleteInstance, RetryOperation
 from aggregates.effects import Effect
 from aggregates.instance import Instance
@@ -30,6 +30,7 @@ from tests.clouds.test_ambiguous_operations import lives
 from tests.simulation.virtual_time import VirtualLoop, run
 
 LOST = Fault(kind=Kind.LOST)
+REFUSED = Fault(kind=Kind.REFUSED, status=403)
 ACTS: dict[str, Fault | None] = {
     "never": None,
     "at the last try": Fault(kind=Kind.UNANSWERED),
@@ -60,6 +61,19 @@ class NeverAnswered(Drawn):
 
     def _is_like(self, call: Call, drawn: Call) -> bool:
         return (call.name, call.request_id) == (drawn.name, drawn.request_id)
+
+
+class NeverOnTheWayBack(NeverAnswered):
+    """The same of a call that an operation makes after its `refused`-th call has been refused for good."""
+
+    def __init__(self, refused: int, n: int, last: int | None = None, fault: Fault | None = None) -> None:
+        super().__init__(n, last, fault)
+        self._refused = refused
+
+    def __call__(self, call: Call) -> Fault | None:
+        """The fault of this call."""
+        fault = super().__call__(call)
+        return REFUSED if self.listening and len(self.calls) == self._refused + 1 else fault
 
 
 class Seen(NamedTuple):
@@ -174,10 +188,48 @@ def _try_and_see(name: str, n: int, acts: str, fault: Fault | None, within: floa
         raise AssertionError(told) from failed
 
 
+def _ways_back(name: str) -> Iterator[tuple[int, int]]:
+    """Each call that undoing the operation makes and that changes something, the n-th, after which refusal."""
+    known: set[tuple[str, str]] = set()
+    for refused in _changes(name):
+        drawn = Drawn(refused, REFUSED)
+        seen = _last_looks(name, drawn)
+        for n, call in enumerate(drawn.calls[refused + 1 :], refused + 1):
+            about = (call.name, seen.paid[call.request_id].type_name) if call.request_id else None
+            if about is not None and about not in known:
+                known.add(about)
+                yield refused, n
+
+
+@pytest.mark.timeout(600)
+def test_where_no_try_on_the_way_back_is_answered_the_end_is_true() -> None:
+    undone = set()
+    for name in OPERATIONS:
+        for refused, n in _ways_back(name):
+            for acts, fault in ACTS.items():
+                try:
+                    undone.add(_undone_and_seen(name, refused, n, fault))
+                except AssertionError as failed:
+                    raise AssertionError(f"{name}, call {refused} refused, call {n}, carried out {acts}") from failed
+    assert undone > {"VolumeAbsent", "AccessRulesAbsent", "EnsureAccessRules"}  # of what makes something, too
+
+
+def _undone_and_seen(name: str, refused: int, n: int, fault: Fault | None) -> str:
+    """From the way back none leads back: whatever is owed is looked at once more. Yields the name of what is."""
+    unheard = NeverOnTheWayBack(refused, n)
+    seen = _last_looks(name, unheard)
+    if fault is not None:
+        unheard = NeverOnTheWayBack(refused, n, len(unheard.unanswered), fault)
+        seen = _last_looks(name, unheard)
+    owed = seen.paid[unheard.unanswered[0].request_id]
+    assert seen.looked == [fault is not None], owed
+    return owed.type_name
+
+
 class Hasty(Settler):
     """Takes no last look."""
 
-    def _is_in_doubt(self, owed: Obligation) -> bool:  # noqa: ARG002 - the settler's own signature
+    def _is_in_doubt(self, aggregate: Lifecycled, owed: Obligation) -> bool:  # noqa: ARG002 - the settler's own
         return False
 
 
