@@ -442,7 +442,12 @@ class RebuildDatabase(GuestEffect, frozen=True, kw_only=True):
 
 
 class StopDatabase(GuestEffect, frozen=True, kw_only=True):
-    """The database is stopped and stays so. Yields no facts."""
+    """The database is stopped and stays so. Yields no facts.
+
+    `release_volume`: the machine has let go of the volume as well, and all that was written lies on it.
+    """
+
+    release_volume: bool = False
 
 
 class StartDatabase(GuestEffect, frozen=True, kw_only=True):

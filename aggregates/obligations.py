@@ -300,6 +300,10 @@ def _surplus_absent(i: Instance) -> SurplusAbsent:
     )
 
 
+def _stop_and_let_go(i: Instance) -> StopDatabase:
+    return StopDatabase(instance_id=i.id, release_volume=True)
+
+
 def _on_server(effect: type[Any]) -> Callable[[Instance], Any]:
     return lambda i: effect(instance_id=i.id, server_id=i.server_id or "")
 
@@ -322,6 +326,8 @@ STUBBORN = 20
 _old_quota = Owed("quota_released", _reserve_present, attempts=STUBBORN)
 _no_quota = Owed("quota_released", _release, attempts=STUBBORN, absence=True)
 _stop = Owed("database_stopped", _on_instance(StopDatabase))
+# Before the volume is taken from the machine, or the machine is switched off hard.
+_let_go = Owed("database_stopped", _stop_and_let_go)
 _agent = Owed("agent_answered", _on_instance(AwaitAgent))
 _started = Owed("database_started", _start)
 _health = Owed("database_healthy", _on_instance(AwaitHealthy))
@@ -384,7 +390,7 @@ OBLIGATIONS: Mapping[str, Owed[Any]] = {
     "reboot_start": _started,
     "reboot_health": _health,
     "resize_volume_quota": Owed("quota_reserved", _reserve_new_volume),
-    "resize_volume_stop": _stop,
+    "resize_volume_stop": _let_go,
     "resize_volume_detach": Owed("volume_detached", _detachment),
     "resize_volume_extend": Owed(
         "volume_extended",
@@ -427,7 +433,7 @@ OBLIGATIONS: Mapping[str, Owed[Any]] = {
     "undo_migrate_server": _reverted,
     "undo_migrate_agent": _agent,
     "undo_migrate_start": _started,
-    "rebuild_stop": _stop,
+    "rebuild_stop": _let_go,
     "rebuild_server": Owed("server_rebuilt", _rebuild, lambda i: {"image_id": i.new_image_id}),
     "rebuild_agent": _agent,
     "rebuild_database": Owed("database_rebuilt", _rebuild_database),

@@ -37,6 +37,7 @@ from engine.messages import (
     PrepareArgs,
     RebuildArgs,
     StartArgs,
+    StopArgs,
     guest_subject,
 )
 
@@ -88,7 +89,7 @@ class Guests:
         finally:
             self._waited_for -= 1
 
-    async def _pay(self, effect: GuestEffect, key: str) -> Mapping[str, Any]:  # noqa: PLR0911 - a table
+    async def _pay(self, effect: GuestEffect, key: str) -> Mapping[str, Any]:
         match effect:
             case PrepareDatabase():
                 return await self._call(effect, GuestVerb.PREPARE, key, await self._prepare_args(effect))
@@ -102,7 +103,7 @@ class Guests:
                     effect, GuestVerb.START, key, StartArgs(ram=effect.ram, overrides=effect.overrides)
                 )
             case StopDatabase():
-                return await self._call(effect, GuestVerb.STOP, key)
+                await self._call(effect, GuestVerb.STOP, key, StopArgs(release_volume=effect.release_volume))
             case RestartDatabase():
                 return await self._call(effect, GuestVerb.RESTART, key)
             case GrowFileSystem():

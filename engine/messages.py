@@ -246,6 +246,12 @@ class RebuildArgs(msgspec.Struct, frozen=True, kw_only=True):
     overrides: dict[str, str]
 
 
+class StopArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """Arguments of `stop`. `release_volume`: the machine lets go of the volume as well; the answer's facts say so."""
+
+    release_volume: bool = False
+
+
 class GuestUser(msgspec.Struct, frozen=True, kw_only=True):
     """A database user with its password; lives in memory and on a local socket only."""
 

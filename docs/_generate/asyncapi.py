@@ -36,13 +36,14 @@ from engine.messages import (
     PrepareArgs,
     RebuildArgs,
     StartArgs,
+    StopArgs,
     enrolment_subject,
 )
 
 VERBS: dict[GuestVerb, Any] = {
     GuestVerb.PREPARE: PrepareArgs,
     GuestVerb.REBUILD: RebuildArgs,
-    GuestVerb.STOP: None,
+    GuestVerb.STOP: StopArgs,
     GuestVerb.START: StartArgs,
     GuestVerb.RESTART: None,
     GuestVerb.GROW: GrowArgs,

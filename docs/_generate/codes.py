@@ -253,9 +253,17 @@ CODES: dict[str, tuple[str, str]] = {
         "Several disks of the machine may be its volume.",
         "Name the right one in the image's configuration.",
     ),
+    "volume_away": (
+        "The machine's volume is not mounted.",
+        "Attach it, and see what holdfast-volume.service says.",
+    ),
     "volume_foreign": (
         "The disk that should be the volume holds what was not made here.",
         "Attach the instance's own volume.",
+    ),
+    "volume_held": (
+        "Somebody on the machine holds the volume, which is to be unmounted.",
+        "End the processes that are named, then retry.",
     ),
     "wrong_facts": (
         "A cloud or a guest answered with other facts than the event records; nothing of it was recorded.",

@@ -23,11 +23,13 @@ import structlog
 from engine.guest import config as configuration
 from engine.guest import image, privileges
 from engine.guest.agent import run
+from engine.guest.belongings import leave, take_over
 from engine.guest.connection import Credentials, read_credentials
 from engine.guest.datastores.base import DatastoreError
 from engine.guest.enrol import enrol, prepare
 from engine.guest.image import IMAGE
 from engine.guest.machine import agent_config
+from engine.guest.mount import Mount
 from engine.guest.user_data import Machine, UserDataError, read_drive, read_machine
 from engine.tasks import end
 
@@ -96,7 +98,9 @@ async def _until_told(
         loop.add_signal_handler(number, stop.set)
     _log.info("agent_started", instance=str(config.instance_id), datastore=config.datastore, user=os.geteuid())
     if machine is not None:
+        _settle_in(config)
         prepare(machine, config)
+        _leave(config)  # before anybody is told of the key: there will be no other
         enrolling = asyncio.create_task(enrol(machine, config))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({enrolling, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -105,7 +109,24 @@ async def _until_told(
             await end(enrolling)
             return
         enrolling.result()
+        _leave(config)
     await run(config, credentials, stop)
+
+
+def _settle_in(config: configuration.AgentConfig) -> None:
+    """A server that has no key yet looks on its volume for one. Raises `DatastoreError` while that is not there."""
+    if config.kept is not None and not (config.seed_file and config.seed_file.exists()):
+        _mount(config).take()
+        take_over(config.kept, config.directory)
+
+
+def _leave(config: configuration.AgentConfig) -> None:
+    if config.kept is not None and _mount(config).there:
+        leave(config.directory, config.kept)
+
+
+def _mount(config: configuration.AgentConfig) -> Mount:
+    return Mount(volume=config.volume, requests=config.requests)
 
 
 def _sole_agent(directory: Path) -> IO[bytes]:

@@ -20,6 +20,7 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from engine.guest.belongings import leave
 from engine.guest.config import AgentConfig
 from engine.guest.connection import Credentials, read_credentials, stay_connected
 from engine.guest.database import Database
@@ -27,6 +28,7 @@ from engine.guest.datastores.base import DatastoreError, Place
 from engine.guest.datastores.catalogue import open_datastore
 from engine.guest.desired import DesiredFile
 from engine.guest.journal import Journal
+from engine.guest.mount import Mount
 from engine.guest.volume import Use
 from engine.messages import (
     GrowArgs,
@@ -39,6 +41,7 @@ from engine.messages import (
     PrepareArgs,
     RebuildArgs,
     StartArgs,
+    StopArgs,
     VolumeUse,
     heartbeat_subject,
 )
@@ -68,7 +71,8 @@ class Agent:
         place = Place(address=config.address, directory=config.directory, volume=config.volume)
         self._datastore = open_datastore(config.datastore, config.datastore_version, place)
         self._desired = DesiredFile(config.directory)
-        self._database = Database(self._datastore, self._desired, config.gibibyte, self._status_changed)
+        mount = Mount(volume=config.volume, requests=config.requests)
+        self._database = Database(self._datastore, self._desired, mount, config.gibibyte, self._status_changed)
         self._boot = secrets.token_hex(8)
         self._sequence = 0
         self._version: str | None = None
@@ -168,7 +172,7 @@ class Agent:
             request = msgspec.json.decode(body, type=GuestRequest)
             if verb is GuestVerb.REPORT:
                 return GuestReply(state=GuestState.DONE, facts=self._report())
-            work = self._work(verb, request.args)
+            work = self._work(verb, request)
         except (ValueError, msgspec.MsgspecError) as error:
             return GuestReply(state=GuestState.FAILED, error=f"malformed_request: {error}")
         known = self._journal.verb(request.key)
@@ -187,9 +191,9 @@ class Agent:
             return GuestReply(state=GuestState.RUNNING, progress=self._progress)
         return task.result()
 
-    def _work(self, verb: GuestVerb, args: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    def _work(self, verb: GuestVerb, request: GuestRequest) -> Callable[[], dict[str, Any]]:
         """The verb with its arguments, checked. Raises `msgspec.ValidationError`, which names the field."""
-        database = self._database
+        database, args = self._database, request.args
         if verb is GuestVerb.PREPARE:
             prepare = msgspec.convert(args, PrepareArgs)
             return lambda: database.prepare(prepare)
@@ -202,7 +206,21 @@ class Agent:
         if verb is GuestVerb.GROW:
             grow = msgspec.convert(args, GrowArgs)
             return lambda: database.grow(grow)
+        if verb is GuestVerb.STOP and msgspec.convert(args, StopArgs).release_volume:
+            return lambda: self._stop_and_let_go(request.key)
         return database.stop if verb is GuestVerb.STOP else database.restart
+
+    def _stop_and_let_go(self, key: str) -> dict[str, Any]:
+        """The database is stopped, what a server made anew must find is on the volume, and nothing holds that."""
+        self._database.stop()
+        done = GuestReply(state=GuestState.DONE, facts={"volume_released": True})
+        if self._config.kept is not None and self._database.mount.there:
+            leave(self._config.directory, self._config.kept)
+            # On the server made anew this is long done, whenever somebody asks for it once more.
+            with Journal(self._config.kept) as copy:
+                copy.end(key, GuestVerb.STOP.value, done)
+        self._database.mount.let_go()
+        return done.facts
 
     async def _carry_out(self, key: str, verb: GuestVerb, work: Callable[[], dict[str, Any]]) -> GuestReply:
         async with self._turn:
@@ -252,7 +270,7 @@ class Agent:
 
     async def _watch_volume(self) -> None:
         while True:
-            if self._desired.now.volume:
+            if self._desired.now.volume and self._database.mount.there:
                 await self._measure()
             await asyncio.sleep(_MEASURE_EVERY)
 

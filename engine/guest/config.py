@@ -12,6 +12,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The content of `agent.json`. `seed_file` holds the agent's broker seed; `tls_ca` a CA file, if any.
 
     `volume` is where the volume is mounted; `directory` the agent's own, for its journal and its database's logs;
+    `requests` where it asks root's part to mount the volume and to let go of it, None where the volume is a directory
+    that stays; `kept` where on the volume it leaves what a server made anew must find, None where its directory stays;
     `address` the loopback or network address to listen on. `beat_interval` in seconds. `gibibyte` is how many bytes the
     agent takes for a GiB of volume: tests fill small volumes by it.
     """
@@ -24,6 +26,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     volume: Path
     directory: Path
+    requests: Path | None = None
+    kept: Path | None = None
     beat_interval: float = 2.0
     tls_ca: Path | None = None
     gibibyte: int = 1 << 30

@@ -17,6 +17,7 @@ from engine.guest import process, volume
 from engine.guest.datastores.base import Datastore, DatastoreError, Settings, check_programs
 from engine.guest.desired import DesiredFile
 from engine.guest.installation import choose_port, install, sync_tree
+from engine.guest.mount import Mount
 from engine.messages import GrowArgs, GuestStatus, PrepareArgs, RebuildArgs, StartArgs
 
 _log = structlog.get_logger()
@@ -33,8 +34,14 @@ class Database:
     """A datastore, its process and what must be true of it. `on_status` is called in the thread that sees a change."""
 
     def __init__(
-        self, datastore: Datastore, desired: DesiredFile, gibibyte: int, on_status: Callable[[GuestStatus], None]
+        self,
+        datastore: Datastore,
+        desired: DesiredFile,
+        mount: Mount,
+        gibibyte: int,
+        on_status: Callable[[GuestStatus], None],
     ) -> None:
+        self.mount = mount
         self._datastore = datastore
         self._place = datastore.place
         self._desired = desired
@@ -75,6 +82,7 @@ class Database:
             raise
 
     def _prepare(self, args: PrepareArgs) -> dict[str, Any]:
+        self.mount.take()
         if not self._desired.now.prepared:
             self._enter(GuestStatus.BUILDING)
         self._configure(args.ram, args.overrides)
@@ -90,6 +98,7 @@ class Database:
 
     def rebuild(self, args: RebuildArgs) -> dict[str, Any]:
         """Running again, on a server made anew, with the data that lie on the volume."""
+        self.mount.take()
         if not self._place.data.is_dir():
             raise DatastoreError(
                 "data_missing",
@@ -107,6 +116,7 @@ class Database:
     def start(self, args: StartArgs) -> dict[str, Any]:
         """Running with the configuration for this memory."""
         self._must_be_prepared()
+        self.mount.take()
         self._configure(args.ram, args.overrides)
         self._desired.change(running=True)
         self._run()
@@ -123,6 +133,7 @@ class Database:
     def restart(self) -> dict[str, Any]:
         """Another process than before, running."""
         self._must_be_prepared()
+        self.mount.take()
         self._desired.change(running=True)
         self._end()
         self._run()
@@ -131,6 +142,7 @@ class Database:
 
     def grow(self, args: GrowArgs) -> dict[str, Any]:
         """The volume has this size, and a database that was full takes writes again."""
+        self.mount.take()
         size = args.volume_size * self._gibibyte
         has = volume.file_system_size(self._place.volume)
         if has is not None and has < size * 0.85:  # a file system keeps some of a volume for itself
@@ -156,6 +168,8 @@ class Database:
         if not desired.running:
             self._end()
             self._enter(GuestStatus.SHUTDOWN)
+        elif not self.mount.there:
+            return  # the machine is up before its volume
         elif self._process is None or not self._process.alive():
             self._revive()
         elif time.monotonic() >= self._next_probe:

@@ -1,7 +1,8 @@
 """The machine's volume: found among its disks, formatted once, mounted, and grown.
 
 It formats nothing but a blank disk, and takes none by order or name: a volume is known by its serial, which begins
-like an OpenStack id, and later by the label that it was given here. It is run, by root, whenever a disk comes or grows.
+like an OpenStack id, and later by the label that it was given here. It is run, by root, whenever a disk comes or
+grows, and when the agent asks for it, which has no right to mount anything; it can ask for `--release` as well.
 """
 
 from __future__ import annotations
@@ -12,19 +13,26 @@ import pwd
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 
 from engine.guest import image as images
+from engine.guest import mount
 from engine.guest.datastores.base import DatastoreError
+from engine.guest.mount import HELD, MOUNT, RELEASE
 
 LABEL = "holdfast"
 _SERIAL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]")  # the first 20 characters of a volume's id
 _BLANK = 4 << 20  # bytes at the begin that must be zero before a disk is formatted
 _OPTIONS = "nodev,nosuid,noatime"
+_RELEASED = "released"  # which disk was let go of
+_BUSY = 10.0  # seconds
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,14 +55,22 @@ def main(argv: list[str] | None = None) -> int:
     """Have the volume mounted, in its full size. Yields the exit status: 0 also while there is no volume yet."""
     parser = argparse.ArgumentParser(prog="engine.guest.disk", description="Mount the machine's volume, and grow it.")
     parser.add_argument("--image", type=Path, default=images.IMAGE, help="what the image says")
+    parser.add_argument("--release", action="store_true", help="unmount it, until it is attached anew or asked for")
     options = parser.parse_args(argv)
     try:
         image = images.read(options.image)
+        if options.release:
+            return release(image)
+        asked = _take_request(image, MOUNT)
         device = image.device or choose(disks(), image.mount)
         if device is None:
             print("no volume is attached yet", file=sys.stderr)
             return 0
+        if not asked and _let_go_of(Path(device), image):
+            print(f"{device} was let go of: it is mounted when it is attached anew, or asked for", file=sys.stderr)
+            return 0
         bring_up(Path(device), image)
+        (_answers(image) / _RELEASED).unlink(missing_ok=True)
     except (OSError, KeyError, subprocess.SubprocessError, msgspec.MsgspecError, DatastoreError) as error:
         words = getattr(error, "stderr", None) or ""
         print(f"the volume cannot be mounted: {error} {words}".strip(), file=sys.stderr)
@@ -68,12 +84,12 @@ def disks() -> list[Disk]:
     return msgspec.json.decode(told, type=_Listed).blockdevices
 
 
-def choose(found: Sequence[Disk], mount: Path) -> str | None:
+def choose(found: Sequence[Disk], place: Path) -> str | None:
     """The path of the one disk that is the volume; None while there is none. Raises `DatastoreError` for several."""
     free = [
         disk
         for disk in found
-        if disk.type == "disk" and not disk.children and set(disk.mountpoints) <= {None, str(mount)}
+        if disk.type == "disk" and not disk.children and set(disk.mountpoints) <= {None, str(place)}
     ]
     ours = [disk for disk in free if disk.label == LABEL] or [
         disk for disk in free if disk.serial is not None and _SERIAL.match(disk.serial)
@@ -98,11 +114,91 @@ def bring_up(device: Path, image: images.Image) -> None:
         _run("mount", "--types", "ext4", "--options", _OPTIONS, str(device), str(image.mount))
     elif _has_grown(device):
         _run("resize2fs", str(device))
-    image.agent.mkdir(exist_ok=True)
+    image.kept.mkdir(exist_ok=True)
     owner = pwd.getpwnam(image.user)
-    for directory in (image.mount, image.agent):
+    for directory in (image.mount, image.kept):
         os.chown(directory, owner.pw_uid, owner.pw_gid)
         directory.chmod(0o700)
+
+
+def release(image: images.Image) -> int:
+    """It is mounted no more, or it is said who holds it. Yields the exit status."""
+    answers = _answers(image)
+    answers.mkdir(mode=0o755, parents=True, exist_ok=True)
+    held = answers / HELD
+    held.unlink(missing_ok=True)
+    try:
+        if image.mount.is_mount():
+            # Noted before, so that no event of the disk has it mounted between the two.
+            (answers / _RELEASED).write_text(_identity(image.mount.stat().st_dev))
+            _unmount(image.mount)
+    except (OSError, subprocess.SubprocessError) as error:
+        (answers / _RELEASED).unlink(missing_ok=True)
+        words = (getattr(error, "stderr", None) or str(error)).strip()
+        held.write_text(f"{words}; held by {', '.join(_holders(image.mount)) or 'nobody that can be seen'}\n")
+        print(f"the volume cannot be let go of: {held.read_text()}", file=sys.stderr)
+        return 1
+    finally:
+        _take_request(image, RELEASE)  # last: the agent looks when it has gone
+    return 0
+
+
+def _unmount(place: Path) -> None:
+    """Whoever just looks at all mounts may hold it for a moment."""
+    deadline = time.monotonic() + _BUSY
+    while True:
+        try:
+            _run("umount", str(place))
+        except subprocess.CalledProcessError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return
+
+
+def _holders(place: Path) -> list[str]:
+    """Who has a file of the volume open, or works in it."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            links = [Path(f"/proc/{process.pid}/{name}") for name in ("cwd", "root", "exe")]
+            for link in (*links, *Path(f"/proc/{process.pid}/fd").iterdir()):
+                with suppress(OSError):
+                    if link.readlink().is_relative_to(place):
+                        found.append(f"{process.name()} (process {process.pid})")
+                        break
+    return found
+
+
+def _answers(image: images.Image) -> Path:
+    return mount.answers(image.requests or mount.REQUESTS)
+
+
+def _take_request(image: images.Image, what: str) -> bool:
+    """Whether the agent asked; it has asked no longer. What it put there is not looked into."""
+    if image.requests is None:
+        return False
+    try:
+        (image.requests / what).unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _let_go_of(device: Path, image: images.Image) -> bool:
+    """Whether it is the disk that was let go of, and has not been attached anew since."""
+    try:
+        released = (_answers(image) / _RELEASED).read_text()
+    except FileNotFoundError:
+        return False
+    return released == _identity(device.stat().st_rdev)
+
+
+def _identity(number: int) -> str:
+    """Which disk it is: of one attached anew the kernel's sequence number is another."""
+    place = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    return (place / "diskseq").read_text().strip()
 
 
 def _format_if_blank(device: Path) -> None:

@@ -18,11 +18,13 @@ def agent_config(machine: Machine, image: Image, config_drive: Path | None) -> A
     return AgentConfig(
         instance_id=machine.instance_id,
         nats_url=machine.nats_url,
-        seed_file=image.agent / "agent.nk",
+        seed_file=image.home / "agent.nk",
         datastore=machine.datastore,
         datastore_version=machine.datastore_version,
         address=image.address or own_address(machine.instance_id, config_drive),
         volume=image.mount,
-        directory=image.agent,
-        tls_ca=image.agent / "broker-ca.pem" if machine.ca is not None else None,
+        directory=image.home,
+        requests=image.requests,
+        kept=image.kept,
+        tls_ca=image.home / "broker-ca.pem" if machine.ca is not None else None,
     )

@@ -39,13 +39,15 @@ class PlainMachine:
         self.root.chmod(0o711)
         self.volume = self.root / "volume"
         self.volume.mkdir()
+        self.home = self.root / "home"
         self.agent: subprocess.Popen[bytes] | None = None
 
     def give(self, user_data: bytes) -> None:
         """A config drive with this user data, in place of another."""
         shutil.rmtree(self.root / "drive", ignore_errors=True)
         write_config_drive(self.root / "drive", ONE, user_data, "127.0.0.1")
-        (self.root / "image.json").write_text(json.dumps({"mount": str(self.volume)}))
+        told = {"mount": str(self.volume), "home": str(self.home), "requests": None}
+        (self.root / "image.json").write_text(json.dumps(told))
 
     def start(self) -> None:
         """Boot."""
@@ -93,18 +95,23 @@ async def test_it_comes_by_a_key_and_answers(site: Site, machine: PlainMachine) 
     report = await eventually(lambda: _report(site))
     assert report["status"] == "NEW"
     guest = await Guests(site.worker).get(ONE)
-    seed = (machine.volume / "agent" / "agent.nk").read_text()
+    seed = (machine.home / "agent.nk").read_text()
     assert guest is not None
     assert guest.key == nkey.public_key(seed)
 
 
-async def test_it_keeps_its_key_over_a_boot(site: Site, machine: PlainMachine) -> None:
+@pytest.mark.parametrize("anew", [False, True])
+async def test_it_keeps_its_key_over_a_boot_and_on_a_server_made_anew(
+    site: Site, machine: PlainMachine, anew: bool
+) -> None:
     await site.enrolment.ensure(ONE)
     machine.give(await site.enrolment.user_data(ONE, "redis", "6.2"))
     machine.start()
     before = await eventually(lambda: _report(site))
     known = await Guests(site.worker).get(ONE)
     machine.stop()
+    if anew:
+        shutil.rmtree(machine.home)
     machine.start()
 
     async def other_boot() -> bool:
@@ -152,12 +159,13 @@ async def test_no_secret_is_in_log_or_process_list(site: Site, machine: PlainMac
     machine.start()
     await eventually(lambda: _report(site))
     assert machine.agent is not None
-    seed = (machine.volume / "agent" / "agent.nk").read_text()
+    seed = (machine.home / "agent.nk").read_text()
     process = psutil.Process(machine.agent.pid)
     shown = f"{machine.log()} {process.cmdline()} {process.environ()}"
     assert told.token not in shown
     assert seed not in shown
-    kept = [f for f in machine.volume.rglob("*") if f.is_file() and f.stat().st_mode & 0o077]
+    places = (machine.volume, machine.home)
+    kept = [f for place in places for f in place.rglob("*") if f.is_file() and f.stat().st_mode & 0o077]
     assert kept == []
 
 

@@ -159,8 +159,9 @@ async def _live(machine: VirtualMachine, worker: Client, datastore: str, tell: C
         return report if (report.get("volume") or {}).get("size", 0) > 2.5 * GIB else {}
 
     tell(await soon(grown))
-    await soon(lambda: _ask(worker, "stop", "stop-1"))
-    tell("the database is stopped")
+    tell(await soon(lambda: _ask(worker, "stop", "stop-1", release_volume=True)))
+    await soon(lambda: _ask(worker, "start", "start-1", ram=256, overrides={}))
+    tell("the volume was let go of, mounted again, and the database is started")
 
 
 async def _ask(worker: Client, verb: str, key: str, **args: Any) -> dict[str, Any]:

@@ -23,16 +23,33 @@ class Loop:
         self.device = subprocess.run(
             ["losetup", "--find", "--show", self.file], check=True, capture_output=True, text=True
         ).stdout.strip()
-        told = {"mount": str(self.mount), "device": self.device, "user": "nobody"}
+        self.requests = root / "requests"
+        self.requests.mkdir()
+        told = {
+            "mount": str(self.mount),
+            "device": self.device,
+            "user": "nobody",
+            "requests": str(self.requests),
+        }
         self.image.write_bytes(msgspec.json.encode(told))
 
     def bring_up(self) -> int:
         """Run the program."""
         return disk.main(["--image", str(self.image)])
 
+    def release(self) -> int:
+        """Run it as the agent has it run."""
+        (self.requests / "release").touch()
+        return disk.main(["--image", str(self.image), "--release"])
+
     def unmount(self) -> None:
         """As at a shutdown."""
         subprocess.run(["umount", self.mount], check=True)
+
+    def attach_anew(self) -> None:
+        """It is taken from the machine, and given to it again under the same name."""
+        subprocess.run(["losetup", "--detach", self.device], check=True)
+        subprocess.run(["losetup", self.device, self.file], check=True)
 
     def close(self) -> None:
         """Let go of it."""
@@ -67,3 +84,44 @@ def test_a_volume_that_has_grown_is_used_whole(loop: Loop) -> None:
     subprocess.run(["losetup", "--set-capacity", loop.device], check=True)
     assert loop.bring_up() == 0
     assert os.statvfs(loop.mount).f_blocks > before * 1.8
+
+
+def test_what_was_let_go_of_stays_so_until_it_is_attached_anew(loop: Loop) -> None:
+    loop.bring_up()
+    (loop.mount / "kept").write_text("yes")
+    assert loop.release() == 0
+    assert not loop.mount.is_mount()
+    assert not (loop.requests / "release").exists()
+    assert loop.release() == 0  # asked for twice
+    assert loop.bring_up() == 0  # some disk has changed
+    assert not loop.mount.is_mount()
+    loop.attach_anew()
+    assert loop.bring_up() == 0
+    assert (loop.mount / "kept").read_text() == "yes"
+
+
+def test_it_is_mounted_again_when_the_agent_asks(loop: Loop) -> None:
+    loop.bring_up()
+    loop.release()
+    (loop.requests / "mount").touch()
+    assert loop.bring_up() == 0
+    assert loop.mount.is_mount()
+    assert not (loop.requests / "mount").exists()
+    loop.release()
+    assert loop.bring_up() == 0
+    assert not loop.mount.is_mount()
+
+
+def test_one_that_is_in_use_is_not_taken_away_and_its_holder_named(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(disk, "_BUSY", 0.5)
+    loop.bring_up()
+    with (loop.mount / "open").open("w"):
+        assert loop.release() == 1
+        assert loop.mount.is_mount()
+        assert f"(process {os.getpid()})" in (loop.requests.with_name("requests-volume") / "held").read_text()
+        assert "cannot be let go of" in capfd.readouterr().err
+        assert not (loop.requests / "release").exists()
+    assert loop.release() == 0
+    assert not (loop.requests.with_name("requests-volume") / "held").exists()

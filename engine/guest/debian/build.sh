@@ -112,7 +112,10 @@ in_image /opt/holdfast/bin/python -m compileall -q /opt/holdfast/lib
 in_image useradd --system --home-dir /var/lib/holdfast --no-create-home --shell /usr/sbin/nologin holdfast
 install -d -m 755 "$ROOT/etc/holdfast" "$ROOT/var/lib/holdfast"
 echo '{}' > "$ROOT/etc/holdfast/image.json"
-install -m 644 "$HERE"/holdfast-*.service "$ROOT/etc/systemd/system/"
+install -d -m 700 -o "$(in_image id -u holdfast)" -g "$(in_image id -g holdfast)" "$ROOT/var/lib/holdfast-agent"
+install -m 644 "$HERE"/holdfast-*.service "$HERE"/holdfast-*.path "$ROOT/etc/systemd/system/"
+install -m 644 "$HERE/holdfast-tmpfiles.conf" "$ROOT/etc/tmpfiles.d/holdfast.conf"
+in_image systemctl enable --quiet holdfast-volume.path holdfast-release.path
 install -m 644 "$HERE/70-holdfast-volume.rules" "$ROOT/etc/udev/rules.d/"
 install -m 644 "$HERE/cloud.cfg" "$ROOT/etc/cloud/cloud.cfg.d/90_holdfast.cfg"
 # Shared by all machines of the image otherwise.

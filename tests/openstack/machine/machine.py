@@ -165,7 +165,8 @@ class Machine:
         for passed in (volume.parent, self._directory):
             passed.chmod(0o711)
         image = self._directory / "image.json"
-        image.write_bytes(msgspec.json.encode({"mount": str(volume), "address": address}))
+        told = {"mount": str(volume), "home": str(self._directory / "agent"), "requests": None, "address": address}
+        image.write_bytes(msgspec.json.encode(told))
         drive = self._directory / "config-drive"
         agent = [sys.executable, "-m", "engine.guest", "--config-drive", str(drive), "--image", str(image)]
         if os.geteuid() == 0:
