@@ -215,7 +215,7 @@ class Agent:
         self._database.stop()
         done = GuestReply(state=GuestState.DONE, facts={"volume_released": True})
         if self._config.kept is not None and self._database.mount.there:
-            leave(self._config.directory, self._config.kept)
+            self._leave()
             # On the server made anew this is long done, whenever somebody asks for it once more.
             with Journal(self._config.kept) as copy:
                 copy.end(key, GuestVerb.STOP.value, done)
@@ -241,12 +241,22 @@ class Agent:
             except DatastoreError as error:
                 reply = GuestReply(state=GuestState.FAILED, error=str(error), transient=error.transient)
             self._journal.end(key, verb.value, reply)
+            self._leave()
         except Exception as error:  # noqa: BLE001 -- the caller must hear of any failure; this is the edge
             _log.exception("verb_broke", verb=verb.value, key=key)
             return GuestReply(
                 state=GuestState.FAILED, error=f"agent_error: {type(error).__name__}: {error}", transient=True
             )
         return reply
+
+    def _leave(self) -> None:
+        """A server that is lost between two verbs is made anew with what the last one left."""
+        if self._config.kept is None or not self._database.mount.there:
+            return
+        try:
+            leave(self._config.directory, self._config.kept)
+        except OSError as error:  # the volume may be full, which is no reason to fail a verb that is done
+            _log.warning("nothing_left_on_volume", reason=str(error))
 
     def _report(self) -> dict[str, Any]:
         use = self._volume()

@@ -1,7 +1,7 @@
 """What must outlive the server: the agent works on the machine's own disk, and leaves on the volume what is needed.
 
 So it holds nothing of the volume while that is let go of. A server made anew from another image finds its key there,
-which it could not get a second time. What was never let go of in order leaves its key, and maybe older files with it.
+which it could not get a second time, and all else as the last verb left it.
 """
 
 from __future__ import annotations
