@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from aggregates.commands import COMMANDS
-from engine.client import Context, InvalidCommand, SecretRef, TaskManager
+from engine.client import Context, InvalidCommand, Operation, SecretRef, TaskManager
+from engine.client.sync import SyncTaskManager
 from engine.messages import CommandEnvelope
 from tests.client.responder import Responder
 from tests.support.broker import Broker
@@ -222,3 +223,13 @@ async def test_a_nic_that_says_more_than_a_network_or_none_is_refused_before_it_
     with pytest.raises(InvalidCommand) as raised:
         await manager.create_instance(INSTANCE, **{**given, "nics": [nic]})
     assert raised.value.code == code
+
+
+def test_the_client_for_scripts_has_every_command() -> None:
+    commands = {
+        name
+        for name, method in inspect.getmembers(TaskManager, inspect.iscoroutinefunction)
+        if not name.startswith("_") and inspect.get_annotations(method, eval_str=True)["return"] is Operation
+    }
+    assert {"create_instance", "set_quota", "abandon_operation"} < commands
+    assert {name for name in commands if not hasattr(SyncTaskManager, name)} == set()
