@@ -225,3 +225,5 @@ def _compared(instance: Instance, there: Resource) -> Iterator[tuple[DriftKind, 
                 yield DriftKind.SIZE, str(instance.volume_size), str(there.size)
             if instance.state != "ERROR":
                 yield DriftKind.DETACHED, instance.held(ResourceKind.SERVER), there.server_id
+        case ResourceKind.FLOATING_ADDRESS:
+            yield DriftKind.PORT, instance.held(ResourceKind.PORT), there.port_id

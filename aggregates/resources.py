@@ -36,7 +36,8 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Something that a cloud holds. `instance_id`: the instance whose it is by its name, or by a tag of ours.
 
     `status`: in the cloud's own words, but `deleting` for what is on its way out. `size`: of a volume, in GiB.
-    `server_id`: the server that has the volume or the port. What the cloud does not tell is None.
+    `server_id`: the server that has the volume or the port. `port_id`: the port that the floating address leads to.
+    What the cloud does not tell is None.
     """
 
     kind: ResourceKind
@@ -49,6 +50,7 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     flavor_id: str | None = None
     host: str | None = None
     server_id: str | None = None
+    port_id: str | None = None
 
     def __str__(self) -> str:
         return f"{self.kind.spoken} {self.id}"
@@ -63,13 +65,14 @@ class DriftKind(StrEnum):
     HOST = "host"
     SIZE = "size"
     DETACHED = "detached"
+    PORT = "port"
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
     """A recorded resource is not, in the cloud, what it is believed to be; somebody else has changed it, or lost it.
 
     `believed` and `seen` as the cloud words them: a status, a flavor's id, a host, GiB, the id of the server that has
-    the volume; None for nothing.
+    the volume, or of the port that the address leads to; None for nothing.
     """
 
     resource: ResourceKind
@@ -88,6 +91,8 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
             return f"{self.resource.spoken} {self.id} is not there"
         if self.what is DriftKind.DETACHED:
             return f"{self.resource.spoken} {self.id} is attached to {self.seen or 'no server'}, not to {self.believed}"
+        if self.what is DriftKind.PORT:
+            return f"{self.resource.spoken} {self.id} leads to {self.seen or 'no port'}, not to {self.believed}"
         instead = "" if self.believed is None else f", not {self.believed}"
         return f"{self.resource.spoken} {self.id} has {self.what} {self.seen}{instead}"
 

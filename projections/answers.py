@@ -55,7 +55,7 @@ class CommandAnswer(Answer, frozen=True, kw_only=True):
 class DriftAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """In what the cloud's resource differs from what is recorded of it, in words and taken apart; since when.
 
-    `what`: gone, status, flavor, host, size (GiB) or detached. `believed` and `seen` as the cloud words them.
+    `what`: gone, status, flavor, host, size (GiB), detached or port. `believed` and `seen` as the cloud words them.
     """
 
     resource: str

@@ -29,10 +29,11 @@ from tests.support.given import (
 )
 
 SERVER, PORT, VOLUME = ResourceKind.SERVER, ResourceKind.PORT, ResourceKind.VOLUME
+ADDRESS = ResourceKind.FLOATING_ADDRESS
 # As they are made.
 IDS = {
     SERVER: "server-1",
-    ResourceKind.FLOATING_ADDRESS: "address-1",
+    ADDRESS: "address-1",
     PORT: "port-1",
     ResourceKind.MANAGEMENT_PORT: "port-2",
     VOLUME: "volume-1",
@@ -50,6 +51,7 @@ def own(instance: Instance, **changed: dict[str, Any]) -> list[Resource]:
     shown: dict[ResourceKind, dict[str, Any]] = {
         SERVER: {"status": instance.state, "flavor_id": instance.flavor.id, "host": instance.host},
         PORT: {"server_id": "server-1"},
+        ADDRESS: {"port_id": "port-1"},
         VOLUME: {"status": "in-use", "size": instance.volume_size, "server_id": "server-1"},
     }
     return [
@@ -187,6 +189,21 @@ def test_what_somebody_has_changed_is_told(name: str) -> None:
     instance = active()
     changed, says = CHANGES[name]
     assert [str(each) for each in drift(instance, own(instance, **changed))] == [says]
+
+
+@pytest.mark.parametrize(("seen", "says"), [("port-9", "port-9"), (None, "no port")])
+def test_an_address_that_leads_elsewhere_is_told_while_the_port_is_there(seen: str | None, says: str) -> None:
+    instance = whole()
+    assert [str(each) for each in drift(instance, own(instance, floating_address={"port_id": seen}))] == [
+        f"floating address address-1 leads to {says}, not to port-1"
+    ]
+    assert drift(instance, own(instance)) == ()
+
+
+def test_of_an_instance_without_an_address_nothing_is_told_of_one() -> None:
+    instance = active()
+    assert instance.held(ADDRESS) is None
+    assert drift(instance, own(instance, floating_address={"port_id": "port-9"})) == ()
 
 
 @pytest.mark.parametrize("kind", ResourceKind)

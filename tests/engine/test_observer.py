@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
+from aggregates.catalogue import Catalogue
 from aggregates.resources import Resource, ResourceKind, resource_name
 from engine.clock import monotonic
 from engine.clouds.fences import port_mac
 from engine.clouds.port import TransientError
-from engine.clouds.simulated import BARE, Fault, SimulatedCloud
+from engine.clouds.simulated import BARE, CATALOGUE, Fault, SimulatedCloud
 from engine.clouds.simulated.faults import Call, Kind
 from tests.engine.conftest import Engine
 from tests.support.eventually import eventually
@@ -25,8 +27,8 @@ WHOLE = ["ports", "servers", "volumes"]
 class Watched(SimulatedCloud):
     """Counts how often all that it holds was asked for; can be made to do things by hand."""
 
-    def __init__(self) -> None:
-        super().__init__(catalogue=BARE, latest_effect=timedelta(0))
+    def __init__(self, catalogue: Catalogue = BARE) -> None:
+        super().__init__(catalogue=catalogue, latest_effect=timedelta(0))
         self.looks = 0
 
     async def inventory(self) -> Sequence[Resource]:
@@ -51,8 +53,13 @@ class Watched(SimulatedCloud):
 @pytest.fixture
 async def cloud(engine: Engine) -> Watched:
     """A cloud that the engine looks at ten times a second."""
+    return await watched(engine, BARE)
+
+
+async def watched(engine: Engine, catalogue: Catalogue) -> Watched:
+    """Such a cloud, which offers this."""
     await engine.stop()
-    engine.cloud = cloud = Watched()
+    engine.cloud = cloud = Watched(catalogue)
     engine.options["observe_every"] = 0.1
     await engine.start()
     return cloud
@@ -232,6 +239,27 @@ async def test_a_server_stopped_by_hand_is_noted_until_somebody_starts_it(
     await noted(engine, instance_id, "DriftGone")
     after = await engine.instance(instance_id)
     assert (after.drift, after.state, after.entered) == ((), "ACTIVE", before.entered)
+
+
+async def test_an_address_that_somebody_has_led_elsewhere_is_noted_until_it_leads_back(
+    engine: Engine, publisher: Publisher
+) -> None:
+    cloud = await watched(engine, CATALOGUE)
+    instance_id = uuid4()
+    assert (await publisher.send("create_instance", instance_id, {**CREATE, "access": {"public": True}}))["accepted"]
+    instance = await engine.settled(instance_id)
+    other = await cloud.by_hand("create_port", name="other", mac="fa:16:3e:00:00:01")
+    for elsewhere, says in ((other.id, other.id), (None, "no port")):
+        await cloud.by_hand("update_floating_address", id=instance.floating_address_id, port_id=elsewhere)
+        told = f"floating address {instance.floating_address_id} leads to {says}, not to {instance.port_id}"
+        await eventually(partial(_is_drift, engine, instance_id, [told]))
+    await cloud.by_hand("update_floating_address", id=instance.floating_address_id, port_id=instance.port_id)
+    await noted(engine, instance_id, "DriftGone")
+    assert await drifted(engine, instance_id) == []
+
+
+async def _is_drift(engine: Engine, instance_id: UUID, wanted: list[str]) -> bool:
+    return await drifted(engine, instance_id) == wanted
 
 
 async def test_all_that_was_removed_by_hand_is_missed_though_the_cloud_shows_nothing_of_it(

@@ -55,10 +55,23 @@ async def test_all_of_an_instance_is_listed_and_can_be_removed_by_its_id(instanc
     )  # fmt: skip
     assert (volume.status, volume.size, volume.server_id, volume.project) == ("in-use", 1, server.id, "tenant")
     assert port.server_id == server.id
+    assert found[ResourceKind.FLOATING_ADDRESS].port_id == port.id
     for kind in ResourceKind:
         for _ in range(2):
             await instance.pay(gone(instance, kind, found[kind].id))
     assert await listed(instance) == {}
+
+
+@pytest.mark.timeout(300)
+async def test_an_address_that_somebody_has_led_elsewhere_is_listed_as_it_is(
+    instance: Instance, service: Connection
+) -> None:
+    network = service.network
+    own = network.get_port(instance.facts["port_id"])
+    other = network.create_port(network_id=own.network_id, name=f"other-{instance.id}")
+    for elsewhere in (other.id, None):
+        network.update_ip(instance.facts["floating_address_id"], port_id=elsewhere)
+        assert (await listed(instance))[ResourceKind.FLOATING_ADDRESS].port_id == elsewhere
 
 
 @pytest.mark.timeout(300)

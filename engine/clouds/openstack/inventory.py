@@ -54,7 +54,7 @@ def server(found: Server) -> Resource:
 
 
 def address(found: FloatingIP) -> Resource:
-    """The floating found. Neutron gives it no name, so one that bears our mark is named as we would name it."""
+    """The floating address. Neutron gives it no name, so one that bears our mark is named as we would name it."""
     instance_id = marks.described(found.description)
     return Resource(
         kind=ResourceKind.FLOATING_ADDRESS,
@@ -62,6 +62,7 @@ def address(found: FloatingIP) -> Resource:
         name="" if instance_id is None else resource_name(instance_id),
         instance_id=instance_id,
         status=found.status or "",
+        port_id=found.port_id or None,
     )
 
 
@@ -93,7 +94,7 @@ def volume(found: Volume) -> Resource:
 
 
 def security_group(found: SecurityGroup) -> Resource:
-    """The security found."""
+    """The security group."""
     return Resource(
         kind=ResourceKind.SECURITY_GROUP,
         id=found.id,

@@ -69,6 +69,7 @@ ANSWERS: Mapping[str, Any] = {
     "list_floating_addresses": list[FloatingAddress],
     "get_floating_address": FloatingAddress,
     "create_floating_address": FloatingAddress,
+    "update_floating_address": None,
     "delete_floating_address": None,
     "list_volumes": list[Volume],
     "get_volume": Volume,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from aggregates.resources import DELETING, Resource, ResourceKind, instance_named, port_kind
 from engine.clouds.simulated.calls import Calls
 from engine.clouds.simulated.resources import FloatingAddress, Port, SecurityGroup, Server, ServerGroup, Volume
@@ -22,7 +24,7 @@ async def resources(calls: Calls) -> list[Resource]:
     server_groups: Iterable[ServerGroup] = await calls.look("list_server_groups")
     return [
         *(_server(each) for each in servers),
-        *(_named(ResourceKind.FLOATING_ADDRESS, each) for each in addresses),
+        *(_address(each) for each in addresses),
         *(_port(each) for each in ports),
         *(_volume(each) for each in volumes),
         *(_named(ResourceKind.SECURITY_GROUP, each) for each in groups),
@@ -40,6 +42,10 @@ def _server(server: Server) -> Resource:
         flavor_id=server.flavor_id,
         host=server.host,
     )
+
+
+def _address(address: FloatingAddress) -> Resource:
+    return msgspec.structs.replace(_named(ResourceKind.FLOATING_ADDRESS, address), port_id=address.port_id)
 
 
 def _port(port: Port) -> Resource:

@@ -167,6 +167,19 @@ class Network:
         self._ground.note("create", "floating_address", made)
         return made
 
+    def update_floating_address(self, id: str, port_id: str | None) -> None:  # noqa: A002
+        """Have it lead to this port, or nowhere. 409: another leads there."""
+        address = self.floating.found(id)
+        if port_id is not None:
+            self.ports.found(port_id)
+            taken = bool(self._leading[port_id] - {id})
+            self._ground.refuse(FLOATING_PORT, taken, f"port {port_id} has a floating address already")
+            self._leading[port_id].add(id)
+        if address.port_id not in (None, port_id):
+            self._leading[address.port_id].discard(id)
+        self.floating.put(msgspec.structs.replace(address, port_id=port_id))
+        self._ground.note("update", "floating_address", address)
+
     def delete_floating_address(self, id: str) -> None:  # noqa: A002
         """Delete it."""
         gone = self.floating.found(id)
