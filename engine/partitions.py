@@ -33,6 +33,7 @@ from nats.js.kv import KeyValue
 
 from engine.broker import COMMAND_STREAM, partition_of
 from engine.clock import Now, monotonic, utc_now
+from engine.clouds.traffic import Counts
 from engine.databases import StoreUnavailableError
 from engine.messages import PARTITIONS
 from engine.recorders import Fence, RangeRow
@@ -96,7 +97,8 @@ class Listener:
 class Member(msgspec.Struct, frozen=True, kw_only=True):
     """A worker as it presents itself.
 
-    `ranges`: what it owns, of the 16 ranges of partitions and the outbox. `running`: operations it works on.
+    `ranges`: what it owns, of the 16 ranges of partitions and the outbox. `running`: operations it works on. `cloud`:
+    how each service of the cloud has answered it since it began.
     """
 
     id: str
@@ -105,24 +107,29 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     since: datetime
     ranges: tuple[str, ...] = ()
     running: int = 0
+    cloud: Mapping[str, Counts] = {}
 
 
 class Ownership:
     """What is owned now. `held` is replaced and never changed: whoever keeps it knows what was held at that time.
 
-    `running` says how many operations this worker works on, for whoever asks who does what.
+    `running` says how many operations this worker works on, `traffic` how the cloud's services answer it, for whoever
+    asks who does what.
     """
 
     def __init__(self, worker_id: str, held: Held, now: Now) -> None:
         self.id = worker_id
         self.held: Held = MappingProxyType(dict(held))
         self.running: Callable[[], int] = lambda: 0
+        self.traffic: Callable[[], Mapping[str, Counts]] = dict
         self._present = Member(id=worker_id, host=os.uname().nodename, pid=os.getpid(), since=now())
         self._listeners: list[Listener] = []
 
     def present(self) -> Member:
         """This worker, as it is now."""
-        return msgspec.structs.replace(self._present, ranges=tuple(_ordered(self.held)), running=self.running())
+        return msgspec.structs.replace(
+            self._present, ranges=tuple(_ordered(self.held)), running=self.running(), cloud=dict(self.traffic())
+        )
 
     async def members(self) -> list[Member]:
         """Every worker that lives, as it presented itself last."""

@@ -91,6 +91,7 @@ class Worker:
             jitter=self._jitter,
         )
         ownership.running = lambda: settler.running
+        ownership.traffic = lambda: self._cloud.traffic
         outbox = Outbox(client, store, ownership)
 
         def heard(nudge: Nudge) -> None:

@@ -7,7 +7,8 @@ It acts as the broker's user `operator` and looks at all projects, or with --pro
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ _FULL = 0.8  # of its stream, from which on commands may soon be refused
 _LAG = 10_000  # events that the read models may be behind before that needs a person
 _HAND_OVER = 6.0  # seconds within which ranges of a worker that has ended have another
 _INFO = "$JS.API.STREAM.INFO."
+_UNANSWERED = {"busy": "refused as one too many", "unanswered": "without an answer", "failed": "failed"}
 
 _WORDS = {
     "parked": "operations are parked",
@@ -85,7 +87,8 @@ async def _findings(session: Session, project_only: bool) -> AsyncIterator[Findi
         yield Finding(check="broker", ok=False, says=str(error), todo=_start("up"))
         return  # nothing else can be asked
     for check, look in (("dead letters", _dead_letters), ("workers", _workers)):
-        yield await _looked(check, look, session)
+        for finding in await _looked(check, look, session):
+            yield finding
     project = session.settings.project if project_only else EVERY_PROJECT
     try:
         subject = query_subject(project, "troubles", "get")
@@ -105,11 +108,14 @@ async def _findings(session: Session, project_only: bool) -> AsyncIterator[Findi
                 yield _operation(kind, each, ok=ok)
 
 
-async def _looked(check: str, look: Callable[[Session], Awaitable[Finding]], session: Session) -> Finding:
+async def _looked(
+    check: str, look: Callable[[Session], Awaitable[Sequence[Finding]]], session: Session
+) -> Sequence[Finding]:
     try:
         return await look(session)
     except ClientError as error:
-        return Finding(check=check, ok=False, says=str(error), todo=_start("worker") if check == "workers" else {})
+        todo = _start("worker") if check == "workers" else {}
+        return [Finding(check=check, ok=False, says=str(error), todo=todo)]
 
 
 async def _stream(session: Session, name: str) -> dict[str, Any]:
@@ -131,17 +137,19 @@ async def _broker(session: Session) -> Finding:
     return Finding(check="broker", ok=False, says=f"{says}; {why}")
 
 
-async def _dead_letters(session: Session) -> Finding:
+async def _dead_letters(session: Session) -> Sequence[Finding]:
     info = await _stream(session, DEAD_LETTER_STREAM)
     number = int(info["state"]["messages"])
     if not number:
-        return Finding(check="dead letters", ok=True, says="none")
+        return [Finding(check="dead letters", ok=True, says="none")]
     todo = {"holdfast dead-letters list --all-projects": "shows what could not be decided, and why"}
-    return Finding(check="dead letters", ok=False, says=f"{number} wait to be replayed or discarded", todo=todo)
+    return [Finding(check="dead letters", ok=False, says=f"{number} wait to be replayed or discarded", todo=todo)]
 
 
-async def _workers(session: Session) -> Finding:
-    """Whether all that is to be served is; what is being handed over is looked at again."""
+async def _workers(session: Session) -> Sequence[Finding]:
+    """Whether all that is to be served is, for which what is being handed over is looked at again; and what the workers
+    say of the cloud.
+    """
     from engine.partitions import RANGES  # noqa: PLC0415 - all other commands start faster without it
 
     for again in (True, False):
@@ -156,7 +164,26 @@ async def _workers(session: Session) -> Finding:
     if unowned:
         says = f"{len(members)} live, and nobody serves the ranges {', '.join(sorted(unowned))}"
     todo = {"holdfast workers": "shows who serves what"} if unowned else {}
-    return Finding(check="workers", ok=not unowned, says=says, todo=todo)
+    return [Finding(check="workers", ok=not unowned, says=says, todo=todo), *_cloud(members)]
+
+
+def _cloud(members: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    """How its services have answered all workers together; nothing of a cloud of which none is called.
+
+    It needs nobody: what does is a command that is parked or late because of it.
+    """
+    totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for member in members:
+        for service, counts in member.get("cloud", {}).items():
+            totals[service].update(counts)
+    if totals:
+        says = "; ".join(_answered(service, counts) for service, counts in sorted(totals.items()))
+        yield Finding(check="cloud", ok=True, says=f"since its workers began, {says}", about=dict(totals))
+
+
+def _answered(service: str, counts: Counter[str]) -> str:
+    bad = [f"{counts[what]} {words}" for what, words in _UNANSWERED.items() if counts[what]]
+    return f"{service} was called {counts['calls']} times" + (f", {', '.join(bad)}" if bad else "")
 
 
 def _read_models(troubles: dict[str, Any]) -> Finding:

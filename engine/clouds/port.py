@@ -17,6 +17,7 @@ from aggregates.catalogue import Catalogue
 from aggregates.effects import CloudEffect, ResourceAbsent
 from aggregates.resources import Resource
 from engine.clock import monotonic
+from engine.clouds.traffic import Counts
 
 Facts = Mapping[str, Any]
 
@@ -163,6 +164,11 @@ class Cloud(Protocol):
     """
 
     latest_effect: timedelta
+
+    @property
+    def traffic(self) -> Mapping[str, Counts]:
+        """How its services, by the names that operators call them, have answered this process since it began."""
+        ...
 
     async def start(self) -> None:
         """Connect, and take up what the cloud itself must keep running."""

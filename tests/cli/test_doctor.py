@@ -66,9 +66,27 @@ async def test_where_nothing_needs_a_person_the_exit_code_is_0(program: Program)
         "read models: up to date",
     ):
         assert f"ok  {check}" in ended.out
+    assert "cloud:" not in ended.out  # none of these workers has called one
     as_json = await program("doctor", "--json")
     assert as_json.document["ok"] is True
     assert all(finding["ok"] for finding in as_json.document["findings"])
+
+
+async def test_how_the_cloud_answers_all_workers_is_told_and_wakes_nobody(
+    program: Program, responder: Responder
+) -> None:
+    one = {"nova": {"calls": 40, "busy": 2, "unanswered": 0, "failed": 0}, "cinder": {"calls": 7}}
+    other = {"nova": {"calls": 60, "busy": 1, "unanswered": 4, "failed": 5}}
+    items = [member(RANGES[:9]) | {"cloud": one}, member(RANGES[9:]) | {"cloud": other}]
+    responder.answers["workers", "list"] = lambda _: {"items": items}
+    ended = await program("doctor")
+    assert ended.code == Exit.OK
+    assert (
+        "ok  cloud: since its workers began, cinder was called 7 times; "
+        "nova was called 100 times, 3 refused as one too many, 4 without an answer, 5 failed"
+    ) in ended.out.splitlines()
+    (finding,) = [f for f in (await program("doctor", "--json")).document["findings"] if f["check"] == "cloud"]
+    assert finding["about"]["nova"] == {"calls": 100, "busy": 3, "unanswered": 4, "failed": 5}
 
 
 async def test_what_is_parked_is_told_with_its_error_its_age_and_the_commands_that_get_it_on(

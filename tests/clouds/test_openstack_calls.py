@@ -14,10 +14,11 @@ from requests import Response
 
 from engine.clouds.openstack.calls import Calls, Service
 from engine.clouds.openstack.config import Timing
-from engine.clouds.port import TransientError, UnknownOutcomeError, permit
+from engine.clouds.port import FinalError, TransientError, UnknownOutcomeError, permit
+from engine.clouds.traffic import Counts
 from tests.support.eventually import eventually
 
-Call = Callable[[Connection], None]
+Call = Callable[[Connection], object]
 
 
 @pytest.fixture
@@ -90,14 +91,18 @@ async def test_without_a_permit_nothing_is_called_and_no_place_is_lost(connectio
     assert await service.look("get_server", lambda _: "answer") == "answer"
 
 
-def _busy(seconds: float) -> Call:
+def _answers(status: int, seconds: float = 0.0) -> Call:
     def call(_: Connection) -> None:
         answer = Response()
-        answer.status_code = 429
+        answer.status_code = status
         answer.headers["Retry-After"] = str(seconds)
         raise HttpException(response=answer, details="slow down")
 
     return call
+
+
+def _busy(seconds: float) -> Call:
+    return _answers(429, seconds)
 
 
 async def test_a_service_that_stays_busy_is_told_in_the_end(connection: Connection) -> None:
@@ -115,6 +120,33 @@ async def test_one_service_that_is_busy_does_not_hold_another(connection: Connec
     await asyncio.wait({waiting}, timeout=0.2)
     assert await free.look("get_server", lambda _: "answer") == "answer"
     waiting.cancel()
+
+
+async def test_it_is_counted_what_each_service_answers(connection: Connection) -> None:
+    calls = Calls(connection, at_once=4, timing=Timing(call=0.2, busy=0.1))
+    nova, cinder = (Service[Connection](name, calls, lambda made: made) for name in ("nova", "cinder"))
+    assert await nova.look("get_server", lambda _: "answer") == "answer"
+    assert await nova.present("get_server", _answers(404)) is None
+    with pytest.raises(FinalError, match="quota"):
+        await nova.change("create_server", _refuses)
+    for status in (500, 503):
+        with pytest.raises(UnknownOutcomeError):
+            await nova.change("create_server", _answers(status))
+    held = Held()
+    for made in (nova.look("get_server", held), cinder.look("get_volume", _busy(30.0))):
+        with pytest.raises(TransientError):
+            await made
+    held.let_go.set()
+    assert calls.traffic == {
+        "nova": Counts(calls=6, unanswered=1, failed=2),
+        "cinder": Counts(calls=1, busy=1),
+    }
+
+
+def _refuses(_: Connection) -> None:
+    answer = Response()
+    answer.status_code = 403
+    raise HttpException(response=answer, details="Quota exceeded for instances")
 
 
 async def _is(so: bool) -> bool:

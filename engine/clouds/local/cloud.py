@@ -40,6 +40,7 @@ from engine.clouds.port import (
     check_permit,
     refuse_stranger,
 )
+from engine.clouds.traffic import NOBODYS
 
 _LOCK_TIMEOUT = 60.0
 _GRACE = 10.0  # seconds that processes have to end by themselves
@@ -64,6 +65,7 @@ class LocalCloud:
     their size.
     """
 
+    traffic = NOBODYS
     latest_effect = timedelta(0)  # its calls are this process's own work, and end with it
 
     def __init__(

@@ -21,6 +21,7 @@ from engine.clouds.openstack.answers import sort_answer
 from engine.clouds.openstack.config import Timing
 from engine.clouds.openstack.connection import whereabouts
 from engine.clouds.port import FinalError, TransientError, check_may_change, check_permit, only_waits
+from engine.clouds.traffic import Counts
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class Calls:
         self.timing = timing
         self.pauses = pauses
         self.cloud = whereabouts(connection)
+        self.traffic: dict[str, Counts] = {}
         self._connection = connection
         self._slots = asyncio.Semaphore(at_once)
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="openstack")
@@ -84,9 +86,15 @@ class Calls:
             crash_points.reach("answer", name)
             sent = not isinstance(error, _NotSentError)
             cause = error if sent or not isinstance(error.__cause__, Exception) else error.__cause__
-            raise sort_answer(f"{of} {name}", cause, changes=changes and sent) from error
+            sorted_error = sort_answer(f"{of} {name}", cause, changes=changes and sent)
+            self._counts(of).note(sorted_error.code)
+            raise sorted_error from error
+        self._counts(of).note(None)
         crash_points.reach("answer", name)
         return answer
+
+    def _counts(self, of: str) -> Counts:
+        return self.traffic.setdefault(of, Counts())
 
     def _made(self, proxy: Callable[[Connection], P], call: Callable[[P], T]) -> T:
         try:

@@ -29,6 +29,7 @@ from engine.clouds.openstack.server_groups import ServerGroups
 from engine.clouds.openstack.servers import Servers
 from engine.clouds.openstack.volumes import Volumes
 from engine.clouds.port import Facts, FinalError, check_may_change, refuse_stranger
+from engine.clouds.traffic import Counts
 from engine.clouds.turns import Turns
 from engine.enrolment import MachineCredentials
 
@@ -82,6 +83,11 @@ class OpenStackCloud:
             ResourceKind.SECURITY_GROUP: (self._groups.get, inventory.security_group, self._groups.remove),
             ResourceKind.SERVER_GROUP: (self._server_groups.get, inventory.server_group, self._server_groups.remove),
         }
+
+    @property
+    def traffic(self) -> Mapping[str, Counts]:
+        """How each service has answered."""
+        return self._calls.traffic
 
     async def start(self) -> None:
         """Nothing is to be taken up: a cloud that cannot be reached is waited for by whoever asks it."""

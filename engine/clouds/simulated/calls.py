@@ -27,6 +27,7 @@ from engine.clouds.port import (
 from engine.clouds.simulated.api import Api
 from engine.clouds.simulated.faults import Call
 from engine.clouds.simulated.resources import Server, Volume
+from engine.clouds.traffic import Counts
 from engine.clouds.turns import Turns
 
 Waited = TypeVar("Waited", Server, Volume)
@@ -47,6 +48,7 @@ class Calls:
     ) -> None:
         self.latest_effect = latest_effect
         self.deadline = deadline
+        self.counts = Counts()
         self._api = api
         self._built_within = built_within
         self._caller = caller
@@ -92,7 +94,10 @@ class Calls:
                     answer = await self._api.call(call)
             except Exception as error:
                 crash_points.reach("answer", call.name)
-                raise sort_error(call.name, error, changes=changes) from error
+                sorted_error = sort_error(call.name, error, changes=changes)
+                self.counts.note(sorted_error.code)
+                raise sorted_error from error
+            self.counts.note(None)
             crash_points.reach("answer", call.name)
             return answer
 

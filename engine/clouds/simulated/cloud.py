@@ -6,7 +6,7 @@ are open at once. What a lost answer hides is seen by the next payment's look, o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -25,6 +25,7 @@ from engine.clouds.simulated.networking import Networking
 from engine.clouds.simulated.resources import Entry
 from engine.clouds.simulated.servers import Servers
 from engine.clouds.simulated.volumes import Volumes
+from engine.clouds.traffic import Counts
 
 DEADLINE = 30.0  # seconds that a call may take
 BUILT_WITHIN = 600.0  # seconds that the cloud may work on a server or a volume
@@ -68,6 +69,11 @@ class SimulatedCloud:
         self._networking = Networking(self._calls)
         self._volumes = Volumes(self._calls)
         self._servers = Servers(self._calls, self._known_offer)
+
+    @property
+    def traffic(self) -> Mapping[str, Counts]:
+        """Of all its services in one."""
+        return {"simulated": self._calls.counts}
 
     async def start(self) -> None:
         """Nothing is to be taken up."""
