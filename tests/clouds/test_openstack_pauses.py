@@ -12,15 +12,14 @@ import pytest
 from nats.aio.client import Client
 from openstack.connection import Connection
 
-from engine.broker import BrokerSettings, connect
 from engine.clouds.openstack.calls import Calls, Service
 from engine.clouds.openstack.config import Timing
 from engine.messages import PAUSE_SUBJECT
 from engine.pauses import Pause, Pauses
-from engine.tasks import end
 from tests.openstack.proxy import Door, Proxy
 from tests.support.broker import Broker, running_broker
 from tests.support.eventually import eventually
+from tests.support.pauses import hearing
 
 RETRY_AFTER = 2.0
 
@@ -78,25 +77,13 @@ class Worker:
 @asynccontextmanager
 async def worker(broker: Broker, service: Proxy, region: str = "one", **timing: float) -> AsyncIterator[Worker]:
     """A worker that tells and listens."""
-    client = await connect(BrokerSettings(url=broker.url), name="worker")
-    pauses = Pauses(client)
-    with Connection(auth_type="none", auth={"endpoint": service.url}, region_name=region) as connection:
-        made = Worker(client, pauses, connection, service.url, Timing(**timing))
-        running = asyncio.create_task(pauses.run())
-        listens = asyncio.Event()
-        pauses.listen("anything", lambda _: listens.set())
-
-        async def told() -> bool:
-            await client.publish(PAUSE_SUBJECT, msgspec.json.encode(Pause("anything", 0.0)))
-            return listens.is_set()
-
-        try:
-            await eventually(told)
-            yield made
-        finally:
-            await end(running)
-            made.calls.close()
-            await client.close()
+    async with hearing(broker.url) as (client, pauses):
+        with Connection(auth_type="none", auth={"endpoint": service.url}, region_name=region) as connection:
+            made = Worker(client, pauses, connection, service.url, Timing(**timing))
+            try:
+                yield made
+            finally:
+                made.calls.close()
 
 
 async def test_when_one_is_told_to_wait_the_others_send_nothing_before_the_time_has_passed(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import openstack
 import pytest
 from openstack.connection import Connection
 
+from engine.clouds.openstack import OpenStackCloud
+from tests.openstack.adapter import Doors, Instance, adapter, configured, doors
 from tests.openstack.ledger import Requests, remove
 from tests.openstack.services import Lab
 
@@ -48,3 +51,25 @@ def mark(admin: Connection) -> Iterator[str]:
 def requests(lab: Lab) -> Requests:
     """What the services are asked for from now on."""
     return Requests(lab)
+
+
+@pytest.fixture
+async def through(service: Connection, tmp_path: Path) -> AsyncIterator[Doors]:
+    """The doors."""
+    async with doors(service, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def cloud(service: Connection, through: Doors) -> AsyncIterator[OpenStackCloud]:
+    """An adapter."""
+    async with adapter(configured(service), through) as made:
+        yield made
+
+
+@pytest.fixture
+def instance(service: Connection, admin: Connection, cloud: OpenStackCloud) -> Iterator[Instance]:
+    """An instance, of which nothing is left when the test is over."""
+    made = Instance(service, cloud)
+    yield made
+    remove(admin, str(made.id))

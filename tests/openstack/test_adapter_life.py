@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -18,7 +17,7 @@ from openstack.connection import Connection
 from aggregates.effects import CloudEffect
 from engine import crash_points
 from engine.clouds.port import UnknownOutcomeError
-from tests.openstack.adapter import Dies, Doors, Instance, adapter, configured, doors, dying
+from tests.openstack.adapter import Dies, Doors, Instance, adapter, configured, dying
 from tests.openstack.ledger import holdings, remove
 from tests.openstack.proxy import Door
 
@@ -62,13 +61,6 @@ LIFE = (
     Step(Instance.no_servers, "delete_server_group", "compute", "DELETE", r"/os-server-groups/"),
 )
 BUILT = 8  # steps, after which there is one of everything
-
-
-@pytest.fixture
-async def through(service: Connection, tmp_path: Path) -> AsyncIterator[Doors]:
-    """The doors."""
-    async with doors(service, tmp_path) as made:
-        yield made
 
 
 @pytest.fixture
