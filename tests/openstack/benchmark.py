@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -22,8 +21,8 @@ from aggregates.commands import CreateInstance, DeleteInstance
 from tests.benchmarks.__main__ import BENCHMARKS, ELSEWHERE, table
 from tests.benchmarks.document import write_document
 from tests.benchmarks.measure import Figure, Pair, load, median
-from tests.crash.matrix import quiet
 from tests.openstack.crash.bed import LabBed, on_the_lab
+from tests.openstack.crash.matrix import end_as_interrupted
 from tests.openstack.ledger import Requests, remove
 from tests.openstack.resources import port_of, server_of, volume_of
 from tests.openstack.services import Lab
@@ -38,7 +37,7 @@ CROWD = 8  # creates at once
 
 async def measure(rounds: int) -> list[Figure]:
     """The figures."""
-    async with on_the_lab() as bed:
+    async with on_the_lab(direct=True) as bed:
         await _create(bed, 1)  # what is looked up once and kept is looked up now
         timed = median([Pair((await _create(bed, 1))[0], await asyncio.to_thread(_by_hand)) for _ in range(rounds)])
         alone = (await _create(bed, 1))[1]
@@ -118,10 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
     parser.add_argument("--write-docs", action="store_true", help="put the rows into docs/reference/figures.md")
     options = parser.parse_args(argv)
-    # Ended as by Ctrl-C: what was started and made must not outlive this.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
-    quiet()
+    end_as_interrupted()
     figures = asyncio.run(measure(options.rounds))
     Console(width=None if sys.stdout.isatty() else 180).print(table(figures))
     if options.write_docs:

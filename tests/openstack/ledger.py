@@ -6,17 +6,19 @@ The lab's interfaces write each request into a file, so that what was made twice
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from openstack.connection import Connection
 
+from tests.openstack.proxy import Seen
 from tests.openstack.services import Lab
 from tests.support.eventually import soon
 
 INTERFACES = ("keystone", "nova-api", "cinder-api", "neutron", "glance")
 LOOKS = ("GET", "HEAD")
+REFUSED = 400  # the first status of an answer that refuses
 ENGINE = "holdfast"  # what the engine's requests begin their User-Agent with
 
 
@@ -91,7 +93,7 @@ class Request(NamedTuple):
     @property
     def changes(self) -> bool:
         """Whether it makes, changes or removes something, and was not refused."""
-        return self.method not in LOOKS and self.service != "keystone" and self.status < 400
+        return self.method not in LOOKS and self.service != "keystone" and self.status < REFUSED
 
 
 class Requests:
@@ -115,13 +117,13 @@ def _read(service: str, path: Path, start: int) -> Iterator[Request]:
             yield Request(int(at) / 1000, service, method, asked, int(status), int(milliseconds) / 1000, agent)
 
 
-def deeds(requests: list[Request]) -> Counter[str]:
+def deeds(requests: Iterable[Request | Seen]) -> Counter[str]:
     """How often each kind of change was made: `create servers`, `delete volumes`, `POST servers/*/action`."""
-    return Counter(_deed(each) for each in requests if each.changes)
+    return Counter(_deed(each.method, each.path) for each in requests if each.changes and each.status < REFUSED)
 
 
-def _deed(request: Request) -> str:
-    match request.method, _without_ids(request.path):
+def _deed(method: str, path: str) -> str:
+    match method, _without_ids(path):
         case "POST", [collection]:
             return f"create {collection}"
         case "DELETE", [collection, "*"]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +14,9 @@ import msgspec
 from openstack.connection import Connection
 
 from engine.messages import EnrolReply, EnrolRequest, enrolment_subject
+from tests.openstack.machine.hook import write_hook
 from tests.openstack.machine.machine import clear, reachable
-from tests.openstack.services import CHECKOUT, Lab
+from tests.openstack.services import Lab
 from tests.support.databases import Database
 from tests.support.installation import Installation, installation
 
@@ -40,10 +39,7 @@ class Site:
         """Start the program, and play the machines of its servers from now on. `broker`: where that of others is."""
         self.cloud_options = ["--cloud", f"openstack:{cloud}", "--cloud-config", str(config)]
         self.made.start(arguments=[*self.cloud_options, *arguments])
-        machine = shlex.join([sys.executable, "-m", "tests.openstack.machine", str(self.machines)])
-        where = shlex.quote(broker or self.made.url)
-        self._hook.write_text(f'#!/bin/sh\ncd {shlex.quote(str(CHECKOUT))} && exec {machine} "$1" --broker {where}\n')
-        self._hook.chmod(0o755)
+        write_hook(self._hook, self.machines, broker or self.made.url)
 
     def stop(self) -> None:
         """Play no machine any more, and end those that there are."""

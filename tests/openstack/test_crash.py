@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.crash.matrix import Report
-from tests.openstack.crash.matrix import plain, record, strike
+from tests.openstack.crash.matrix import PARALLEL, plain, record, strike
 from tests.openstack.services import Lab
 
 SPREAD = 12
@@ -22,7 +22,7 @@ def test_killed_anywhere_nothing_is_lost_doubled_or_left(
     matrix = record(plain())
     assert matrix.wrong == []
     report = Report()
-    for results in strike(matrix.spread(seed, SPREAD)):
+    for results in strike(matrix.spread(seed, SPREAD), PARALLEL):
         report.add(results)
     lines = [f"the crash matrix on OpenStack, {SPREAD} of {matrix.boundaries} boundaries, seed {seed}", *report.lines()]
     record_property("figures", "\n".join(lines))

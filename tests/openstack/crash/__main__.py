@@ -5,13 +5,12 @@ was broken.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from collections.abc import Sequence
 
-from tests.crash.matrix import Report, quiet
-from tests.openstack.crash.matrix import OPERATIONS, plain, record, strike
+from tests.crash.matrix import Report
+from tests.openstack.crash.matrix import OPERATIONS, PARALLEL, end_as_interrupted, plain, record, strike
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,11 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=OPERATIONS, help="one operation")
     parser.add_argument("--spread", type=int, metavar="N", help="N boundaries, drawn by --seed, instead of all")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="by which the spread is drawn")
+    parser.add_argument("--parallel", type=int, default=PARALLEL, metavar="N", help=f"beds at once; {PARALLEL}")
     options = parser.parse_args(argv)
-    # Ended as by Ctrl-C: what was started and made must not outlive this.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
-    quiet()
+    end_as_interrupted()
     began = time.monotonic()
     matrix = record(plain((options.only,) if options.only else OPERATIONS))
     if options.spread:
@@ -33,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for wrong in matrix.wrong:
         print(f"WRONG undisturbed: {wrong}")
     report = Report()
-    for results in strike(matrix):
+    for results in strike(matrix, options.parallel):
         report.add(results)
         for each in results:
             if each.bad:

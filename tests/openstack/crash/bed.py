@@ -1,18 +1,19 @@
 """The bed of real processes on the lab: real services, a real agent and Redis in the place of each machine.
 
-What was carried out is counted by the requests that the services wrote down, so runs go one after the other, and nobody
-else may use the lab's service user meanwhile. What the guests did is not counted here.
+What was carried out is counted by the requests that came through the bed's own doors to the services, which pass on
+what has come whole, though who sent it is dead: so several beds may use the lab at once, each in an interpreter of its
+own, on each of which the runs go one after the other. What the guests did is not counted here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -27,8 +28,10 @@ from engine.crash_environment import Orders
 from engine.guest.datastores.catalogue import available
 from tests.crash.handle import Message
 from tests.crash.processes import ProcessBed
-from tests.openstack.ledger import Requests, deeds, holdings, remove
-from tests.openstack.services import CHECKOUT, Lab
+from tests.openstack.adapter import Doors, doors
+from tests.openstack.ledger import deeds, holdings, remove
+from tests.openstack.machine.hook import write_hook
+from tests.openstack.services import Lab
 
 CLOUD = "lab-service"
 # Seconds: nothing stands in a queue before the lab, and what a worker had sent when it died is carried out soon.
@@ -40,38 +43,43 @@ class LabBed(ProcessBed):
 
     patience = 300.0
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, direct: bool) -> None:
         super().__init__(directory)
+        self._direct = direct
         self._lab = Lab()
         self._admin: Connection
-        self._requests: Requests
+        self._open = AsyncExitStack()
+        self._doors: Doors
         self._run = ""
+        self._begun = 0.0
         self._ids: list[UUID] = []
         self._config = directory / "cloud.toml"
 
     async def _open_cloud(self) -> None:
         os.environ["OS_CLIENT_CONFIG_FILE"] = str(self._lab.clouds)
         self._admin = await asyncio.to_thread(openstack.connect, cloud="lab-admin")
+        with await asyncio.to_thread(openstack.connect, cloud=CLOUD) as service:
+            self._doors = await self._open.enter_async_context(doors(service, self.directory))
+        self._clouds = self._doors.write()
         (redis,) = (offer for offer in available() if offer.manager == "redis")
         image = await asyncio.to_thread(self._admin.image.find_image, "lab-image", ignore_missing=False)
         images = f'"redis/{redis.versions[-1]}" = "{image.id}"'
         self._config.write_text(f'[networks]\ntenant = "lab-net"\n[servers.images]\n{images}\n[timing]\n{TIMING}\n')
         self._hook = self._lab.hooks / f"crash-{self.directory.name}"
-        self._hook.write_text(
-            _HOOK.format(
-                checkout=CHECKOUT, python=sys.executable, machines=self.directory / "machines", broker=self._broker.url
-            )
-        )
-        self._hook.chmod(0o755)
-        self._requests = Requests(self._lab)
+        write_hook(self._hook, self.directory / "machines", self._broker.url)
 
     async def _close_cloud(self) -> None:
         await asyncio.to_thread(remove, self._admin, *map(str, self._ids))
         self._hook.unlink(missing_ok=True)
+        await self._open.aclose()
         self._admin.close()
 
+    def _spawn(self, role: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        clouds = self._lab.clouds if self._direct else self._clouds
+        super()._spawn(role, arguments, {**(environment or {}), "OS_CLIENT_CONFIG_FILE": str(clouds)})
+
     def _cloud_options(self) -> list[str]:
-        return ["--cloud", f"openstack:{CLOUD}", "--cloud-config", str(self._config)]
+        return ["--cloud", f"openstack:{CLOUD if self._direct else 'doors'}", "--cloud-config", str(self._config)]
 
     def new_id(self) -> UUID:
         """An id for an instance, whose resources are removed when the bed ends."""
@@ -88,13 +96,13 @@ class LabBed(ProcessBed):
         """What is to happen from now on."""
         if orders.run != self._run:
             self._run = orders.run
-            self._requests = Requests(self._lab)
+            self._begun = time.monotonic()
         super().order(orders)
 
     async def done(self, instance_id: UUID) -> Counter[str]:
         """What the services were asked to change since the run began: it is of this instance alone."""
         del instance_id
-        return deeds(self._requests.made())
+        return deeds(each for each in self._doors.seen if each.at >= self._begun)
 
     async def _resources(self, instance_id: UUID) -> list[str]:
         return [each.kind for each in await asyncio.to_thread(holdings, self._admin, str(instance_id))]
@@ -117,16 +125,11 @@ class LabBed(ProcessBed):
                 await asyncio.to_thread(network.update_port, effect.port_id, security_groups=[])
 
 
-_HOOK = """#!/bin/sh
-cd {checkout} && exec {python} -m tests.openstack.machine {machines} "$1" --broker {broker}
-"""
-
-
 @asynccontextmanager
-async def on_the_lab() -> AsyncIterator[LabBed]:
-    """A bed on the lab, started, and ended in any case."""
+async def on_the_lab(*, direct: bool = False) -> AsyncIterator[LabBed]:
+    """A bed on the lab, started, and ended in any case. `direct`: not by doors, so that `done` knows nothing."""
     with _directory() as directory:
-        bed = LabBed(directory)
+        bed = LabBed(directory, direct=direct)
         try:
             await bed.start()
             yield bed
