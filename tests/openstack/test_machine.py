@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -24,6 +23,7 @@ from engine.messages import GuestReply, GuestRequest, GuestState, guest_subject
 from tests.enrolment.conftest import Site
 from tests.enrolment.conftest import site as site  # noqa: PLC0414 - the fixture
 from tests.guest.server import PASSWORD
+from tests.openstack.machine.hook import write_hook
 from tests.openstack.machine.machine import clear, reachable
 from tests.support.config_drive import write_config_drive
 from tests.support.eventually import eventually
@@ -51,6 +51,8 @@ class Hypervisor:
         self.volume.touch()
         self._root = root
         self._user_data = b""
+        self._hook = root / "hook"
+        write_hook(self._hook, self.machines, site.broker.url)
 
     async def boot(self, host: str = "one", **more: Any) -> None:
         """A server on the host, with the user data that it was made with."""
@@ -68,10 +70,7 @@ class Hypervisor:
     async def __call__(self, action: str, host: str = "one", **more: Any) -> None:
         """Run the hook as nova-compute does."""
         told = {"uuid": SERVER, "name": "s", "host": host, "dir": str(self._root / host), "vcpus": 1, **more}
-        command = (sys.executable, "-m", "tests.openstack.machine", self.machines, action)
-        hook = await asyncio.create_subprocess_exec(
-            *command, "--broker", self.site.broker.url, stdin=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        hook = await asyncio.create_subprocess_exec(self._hook, action, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         _, words = await asyncio.wait_for(hook.communicate(json.dumps(told).encode()), 60)
         assert hook.returncode == 0, words.decode()
 
