@@ -13,7 +13,9 @@ from aggregates.base import Refusal
 from aggregates.commands import Command
 from aggregates.instance import Instance
 from engine.store import fold
-from tests.support.given import context
+from tests.support.given import NOON, context
+
+ATTEMPT = {"effect": "EnsurePort", "attempt": 1, "code": "timeout", "message": "no answer", "retry_at": NOON}
 
 
 def given(instance: Instance) -> Instance:
