@@ -22,10 +22,11 @@ from aggregates.catalogue import Catalogue
 from aggregates.commands import COMMANDS
 from engine.clock import Now, utc_now
 from engine.deciding import AGGREGATES
+from engine.event_log import fold
 from engine.messages import ErrorReply, query_subject
 from engine.partitions import Member, Ownership
 from engine.replies import Answerable
-from engine.store import EventStore, fold
+from engine.store import EventStore
 
 log = structlog.get_logger(__name__)
 

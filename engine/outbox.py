@@ -27,10 +27,11 @@ from nats.js.errors import APIError
 from aggregates.base import Event
 from engine import crash_points
 from engine.broker import Message, Publisher
+from engine.event_log import Stored
 from engine.mapper import Stranger
 from engine.messages import CloudEvent, event_subject
 from engine.partitions import OUTBOX, Listener, Ownership, Sole, fences_of
-from engine.store import Conflict, EventStore, Stored
+from engine.store import Conflict, EventStore
 
 log = structlog.get_logger(__name__)
 

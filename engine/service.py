@@ -30,6 +30,7 @@ from engine.clouds.simulated.client import FarSide, RemoteCloud
 from engine.credentials import GuestCredentials, inbox_prefix
 from engine.embedded import DEFAULT_PORT, EmbeddedBroker
 from engine.enrolment import Access, Enrolment
+from engine.event_log import EventLog, open_log, when_available
 from engine.guest.datastores.catalogue import KNOWN, available
 from engine.guests import Guests
 from engine.listening import Listening
@@ -37,7 +38,7 @@ from engine.observer import OBSERVE_EVERY
 from engine.pauses import Pauses
 from engine.payer import GuestPort
 from engine.state import StateDirectory
-from engine.store import EventLog, EventStore, open_log, open_store, when_available
+from engine.store import EventStore, open_store
 from engine.tasks import end, run_together
 from engine.vault import Vault
 from engine.worker import Worker

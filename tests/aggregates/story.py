@@ -12,7 +12,7 @@ import pytest
 from aggregates.base import Refusal
 from aggregates.commands import Command
 from aggregates.instance import Instance
-from engine.store import fold
+from engine.event_log import fold
 from tests.support.given import NOON, context
 
 ATTEMPT = {"effect": "EnsurePort", "attempt": 1, "code": "timeout", "message": "no answer", "retry_at": NOON}

@@ -16,8 +16,8 @@ from aggregates.observation import Look, adopt, disown, drift, note, note_remove
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from aggregates.resources import Resource, ResourceKind
+from engine.event_log import fold
 from engine.mapper import MsgspecMapper
-from engine.store import fold
 from tests.aggregates.event_classes import concrete
 from tests.support.given import (
     NOON,

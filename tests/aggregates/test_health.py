@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from aggregates.health import Health, HealthStatus, health_id
-from engine.store import fold
+from engine.event_log import fold
 from tests.support.given import NOON
 
 INSTANCE = UUID(int=1)

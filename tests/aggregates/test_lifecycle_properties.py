@@ -18,8 +18,8 @@ from aggregates import base
 from aggregates.base import Refusal, Transitioned, configuration, transitions
 from aggregates.commands import INTERVENTIONS, Command, CreateInstance, Migrate, Reboot, ResizeFlavor, ResizeVolume
 from aggregates.instance import Instance
+from engine.event_log import fold
 from engine.mapper import MsgspecMapper
-from engine.store import fold
 from tests.support.given import (
     EXAMPLES,
     NOON,

@@ -26,7 +26,7 @@ from aggregates.commands import (
 from aggregates.obligations import quota_id
 from aggregates.quota import REMEMBERED, Held, OwnLimits, Quota
 from aggregates.snapshots import QuotaSnapshot
-from engine.store import fold
+from engine.event_log import fold
 from tests.support.given import CATALOGUE, NOON, context
 
 ONE, TWO = UUID(int=1), UUID(int=2)

@@ -21,7 +21,7 @@ from aggregates.effects import SendCommand
 from aggregates.instance import Instance
 from aggregates.obligations import quota_id
 from aggregates.quota import Held, Quota
-from engine.store import fold
+from engine.event_log import fold
 from tests.support.given import CATALOGUE, EXAMPLES, NOON, YIELDS, context, intervention
 
 LIMITED = msgspec.structs.replace(CATALOGUE, quota=Limits(instances=2, ram=3000, volumes=4))

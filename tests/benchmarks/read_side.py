@@ -16,8 +16,8 @@ from uuid import UUID, uuid4
 import msgspec
 from nats.aio.client import Client
 
+from engine.event_log import open_log
 from engine.messages import GuestStatus, Heartbeat, VolumeUse, heartbeat_subject, query_subject
-from engine.store import open_log
 from projections import instances, projector
 from projections.answers import InstanceAnswer, columns
 from projections.base import FILE

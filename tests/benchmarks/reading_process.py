@@ -22,10 +22,11 @@ from aggregates.health import HealthStatus
 from engine import logs
 from engine.broker import BrokerSettings, connect
 from engine.credentials import inbox_prefix
+from engine.event_log import open_log
 from engine.health import HealthMonitor
 from engine.hot import HotAggregates
 from engine.messages import heartbeat_subject
-from engine.store import open_log, open_store
+from engine.store import open_store
 from projections.heartbeats import HeartbeatView
 from projections.run import run_projector
 from tests.benchmarks.bed import CONTROL

@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 from eventsourcing.utils import resolve_topic
 
-from engine.store import EventLog, fold, open_log
+from engine.event_log import EventLog, fold, open_log
 from projections.base import FILE, ReadModels
 from projections.models import MODELS
 from projections.projector import PAGE

@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from engine.store import EventLog
+from engine.event_log import EventLog
 from projections.base import FILE
 from projections.models import MODELS
 from projections.projector import rebuild

@@ -28,8 +28,8 @@ from aggregates.record import record_id
 from engine.client import Connection
 from engine.clock import utc_now
 from engine.crash_environment import AT, RECORD, Orders
+from engine.event_log import EventLog, fold, open_log
 from engine.state import StateDirectory
-from engine.store import EventLog, fold, open_log
 from tests.crash import program
 from tests.crash.boundaries import Passed
 from tests.crash.handle import PROJECT, Handle, Message

@@ -15,10 +15,10 @@ from jsonschema.exceptions import ValidationError  # type: ignore[import-untyped
 from aggregates.commands import COMMANDS
 from docs._generate.asyncapi import document
 from docs._generate.events import recorded
+from engine.event_log import Stored
 from engine.mapper import MsgspecMapper
 from engine.messages import CommandEnvelope, CommandSubject, GuestVerb, Heartbeat, event_subject, guest_subject
 from engine.outbox import cloud_event
-from engine.store import Stored
 from tests.golden.history import DIRECTORY, read
 from tests.support.given import CATALOGUE, EXAMPLES, NOON
 

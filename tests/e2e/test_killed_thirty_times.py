@@ -16,7 +16,7 @@ import pytest
 
 from aggregates.base import Transitioned
 from aggregates.record import Decided
-from engine.store import open_log
+from engine.event_log import open_log
 from tests.support.databases import Database, create_arguments
 from tests.support.installation import Installation, Tenant, installation
 

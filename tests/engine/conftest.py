@@ -14,7 +14,8 @@ from nats.aio.client import Client
 
 from engine.broker import BrokerSettings, connect, ensure_streams
 from engine.clouds.simulated import BARE, SimulatedCloud, SimulatedGuests
-from engine.store import EventStore, fold, open_store
+from engine.event_log import fold
+from engine.store import EventStore, open_store
 from engine.tasks import end
 from engine.worker import Worker
 from tests.support.broker import Broker, running_broker

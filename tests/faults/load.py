@@ -26,8 +26,9 @@ from nats.js.errors import APIError
 from aggregates.instance import Instance
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from engine.broker import BrokerSettings, connect
+from engine.event_log import Stored, fold
 from engine.messages import MSG_ID, CommandSubject, message_id
-from engine.store import EventStore, Stored, fold
+from engine.store import EventStore
 from projections.base import ReadModels
 from projections.models import MODELS
 from tests.engine.conftest import Engine

@@ -14,7 +14,7 @@ from aggregates.record import CommandAccepted, CommandRejected
 from engine.broker import BrokerSettings, connect
 from engine.client.dead_letters import replay_id
 from engine.deciding import AGGREGATES
-from engine.store import open_log
+from engine.event_log import open_log
 from projections.run import Projections
 from tests.cli.conftest import Program
 from tests.engine.conftest import Engine

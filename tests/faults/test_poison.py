@@ -17,9 +17,10 @@ import pytest
 
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from engine.dead_letters import told
+from engine.event_log import EventLog, open_log
 from engine.inbox import TRIES
 from engine.messages import GuestStatus, Heartbeat, heartbeat_subject
-from engine.store import EventLog, EventStore, open_log
+from engine.store import EventStore
 from engine.suspects import DEATHS
 from tests.engine.conftest import Engine
 from tests.engine.test_bad_input import dead_letters, envelope

@@ -14,8 +14,8 @@ from uuid import UUID
 import msgspec
 from eventsourcing.persistence import StoredEvent
 
+from engine.event_log import fold
 from engine.mapper import MsgspecMapper
-from engine.store import fold
 
 DIRECTORY = Path(__file__).parent
 

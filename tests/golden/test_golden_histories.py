@@ -10,8 +10,8 @@ import pytest
 from eventsourcing.persistence import StoredEvent
 
 from aggregates.base import Event
+from engine.event_log import fold
 from engine.mapper import MsgspecMapper
-from engine.store import fold
 from tests.aggregates.event_classes import concrete
 from tests.golden.history import DIRECTORY, History, attributes, differences, read
 from tests.golden.record import record

@@ -20,11 +20,12 @@ from aggregates.effects import Effect
 from aggregates.instance import Instance
 from engine.clock import monotonic
 from engine.clouds.port import FinalError
+from engine.event_log import fold
 from engine.hot import HotAggregates
 from engine.mapper import MsgspecMapper
 from engine.recorders import OwingChange
 from engine.settler import Settler
-from engine.store import EventStore, fold, open_store
+from engine.store import EventStore, open_store
 from engine.tasks import end
 from tests.golden.history import DIRECTORY, read
 from tests.golden.scenarios import ID

@@ -36,9 +36,9 @@ from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from aggregates.resources import Resource, ResourceKind
 from engine.databases import DurableSQLiteDatastore
+from engine.event_log import EventLog
 from engine.mapper import MsgspecMapper
 from engine.recorders import SQLiteEventRecorder
-from engine.store import EventLog
 
 VOLUME = ResourceKind.VOLUME
 SMALL = Flavor(id="1", name="small", vcpus=1, ram=512)

@@ -45,7 +45,7 @@ def test_any_lives_followed_in_any_steps_equal_a_rebuild(tmp_path: Path, seed: i
 _FOLLOW = """
 import sys
 from pathlib import Path
-from engine.store import open_log
+from engine.event_log import open_log
 from projections.base import ReadModels
 from projections.models import MODELS
 log = open_log("sqlite://" + sys.argv[1])

@@ -23,8 +23,8 @@ from aggregates.obligations import admitted, quota_id
 from aggregates.quota import Held, Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from engine.clouds.simulated import Entry
+from engine.event_log import EventLog, Stored, fold
 from engine.messages import Outcome
-from engine.store import EventLog, Stored, fold
 from projections import commands
 from projections.base import ReadModels
 from projections.models import MODELS

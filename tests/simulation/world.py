@@ -33,9 +33,10 @@ from engine.clouds.simulated import CloudApi, Entry, SimulatedAgents, SimulatedC
 from engine.clouds.simulated.cloud import LATEST_EFFECT
 from engine.clouds.simulated.failures import Failures
 from engine.clouds.simulated.faults import Call
+from engine.event_log import EventLog, fold, open_log
 from engine.guests import Answer, Guests
 from engine.partitions import Leases
-from engine.store import EventLog, EventStore, fold, open_log, open_store
+from engine.store import EventStore, open_store
 from engine.tasks import run_together
 from engine.worker import Worker
 from projections.run import Projections

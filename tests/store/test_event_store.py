@@ -17,9 +17,10 @@ from aggregates.instance import Instance
 from aggregates.obligations import quota_id
 from aggregates.quota import Quota
 from aggregates.snapshots import EVERY, InstanceSnapshot, QuotaSnapshot, Snapshot
+from engine.event_log import fold, open_log
 from engine.hot import HotAggregates
 from engine.recorders import OwingChange
-from engine.store import Conflict, EventStore, StoreInUseError, fold, open_log, open_store
+from engine.store import Conflict, EventStore, StoreInUseError, open_store
 from tests.support.given import active, context, requested, settle
 
 

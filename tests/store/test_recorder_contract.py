@@ -15,8 +15,8 @@ from eventsourcing.tests.persistence import (
 )
 
 from engine.databases import DurableSQLiteDatastore
+from engine.event_log import _postgres
 from engine.recorders import PostgresEventRecorder, SQLiteEventRecorder
-from engine.store import _postgres
 
 
 class TestSQLiteProcessRecorder(ProcessRecorderTestCase):

@@ -23,9 +23,10 @@ from aggregates.record import CommandAccepted
 from engine.broker import BrokerSettings, connect
 from engine.clouds.simulated import Entry
 from engine.clouds.simulated.client import FarSide
+from engine.event_log import fold
 from engine.partitions import RANGES, range_of_aggregate
 from engine.recorders import RangeRow
-from engine.store import EventStore, fold, open_store
+from engine.store import EventStore, open_store
 from tests.support.broker import Broker, running_broker
 from tests.support.given import NOON
 from tests.support.publisher import Publisher
