@@ -33,6 +33,7 @@ RESERVED_USERS = frozenset({"root", "postgres", "holdfast", "default", "mysql", 
 
 def check_create(command: CreateInstance, catalogue: Catalogue) -> dict[str, Any]:
     """The facts of an acceptable create_instance. Raises `Refusal`."""
+    catalogue = check_region(command.region or None, catalogue)
     for name in OPTIONAL:
         if getattr(command, name) not in NOTHING:
             check_honoured(name, catalogue)
@@ -64,7 +65,41 @@ def check_create(command: CreateInstance, catalogue: Catalogue) -> dict[str, Any
         "locality": command.locality or None,
         "access": _checked(command.access or Access()) if "access" in catalogue.honours else None,
         "datastore_port": datastore.port,
+        "region": catalogue.region,
     }
+
+
+def check_region(wanted: str | None, catalogue: Catalogue) -> Catalogue:
+    """What is offered in the region that a create_instance wants. Raises `Refusal`."""
+    if wanted is not None and catalogue.region is None:
+        raise Refusal("unsupported", "this cloud has no regions to choose from; leave region out")
+    offered = catalogue.within(wanted)
+    if offered is None:
+        raise Refusal("invalid_argument", f"no region {wanted}; there are: {', '.join(catalogue.region_names)}")
+    return _known(offered)
+
+
+def offered_where(region: str | None, catalogue: Catalogue) -> Catalogue:
+    """What is offered in the region where an instance lies. Raises `Refusal`."""
+    offered = catalogue.within(region)
+    if offered is None:
+        there_are = ", ".join(catalogue.region_names) or "none"
+        raise Refusal(
+            "forbidden_state",
+            f"the instance lies in region {region}, which this installation has no more (there are: {there_are}); "
+            "put the region back into the cloud's configuration",
+        )
+    return _known(offered)
+
+
+def _known(offered: Catalogue) -> Catalogue:
+    if offered.unavailable is not None:
+        raise Refusal(
+            "region_unavailable",
+            f"it is not known what region {offered.region} offers, since it has not answered yet: "
+            f"{offered.unavailable}; send the command again later, with a new id",
+        )
+    return offered
 
 
 def check_honoured(argument: str, catalogue: Catalogue) -> None:

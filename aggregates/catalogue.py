@@ -40,13 +40,14 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
-    """What the cloud behind the engine offers.
+    """What the cloud behind the engine offers; where it has regions, what its own region does.
 
     `honours` names the optional arguments of create_instance that this cloud carries out; any other one that
     a command sets is refused `unsupported`, and so is a command about what it names. Where it names `access`, every
     instance gets a security group. `extended_offline`: the types of volumes that cannot be extended while a server
     has them, None for those made without a type. `management_network`: where guest agents are reached, if not by the
-    tenant's network.
+    tenant's network. `region` is the name of the region, `regions` what each of the others offers. `unavailable`: why
+    nothing is known of what the region offers, which then can be asked for nothing.
     """
 
     flavors: tuple[Flavor, ...]
@@ -59,6 +60,23 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
     management_network: str | None = None
     max_volume_size: int = 1024
     quota: Quota = Quota()
+    region: str | None = None
+    regions: dict[str, Catalogue] = {}
+    unavailable: str | None = None
+
+    @property
+    def region_names(self) -> tuple[str, ...]:
+        """The regions there are, its own first; none where it has none to choose from."""
+        return () if self.region is None else (self.region, *self.regions)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is known of each region what it offers."""
+        return self.unavailable is None and all(each.unavailable is None for each in self.regions.values())
+
+    def within(self, region: str | None) -> Catalogue | None:
+        """What the region offers, its own where none is named; None for a region that there is not."""
+        return self if region in (None, self.region) else self.regions.get(region or "")
 
     def flavor(self, wanted: str) -> Flavor | None:
         """The flavor of this id or name."""

@@ -54,7 +54,8 @@ class CreateInstance(InstanceCommand, frozen=True, kw_only=True):
 
     `flavor` is an id or name; `volume_size` GiB; `overrides` datastore parameters; passwords are references that
     the query `secrets.put` gives. `nics` names the tenant's network, at most one; `locality` whether later replicas
-    lie on the same host or never do.
+    lie on the same host or never do. `region`: where the instance lies for life, the cloud's own region by default;
+    flavors, datastores, zones and volume types are those of the region.
     """
 
     limit: ClassVar[timedelta] = timedelta(minutes=60)
@@ -97,6 +98,7 @@ class CreateInstance(InstanceCommand, frozen=True, kw_only=True):
     modules: Any = None
     locality: Literal["affinity", "anti-affinity", ""] | None = None
     access: Access | None = None
+    region: Annotated[str, Meta(max_length=255)] | None = None
 
 
 class DeleteInstance(InstanceCommand, frozen=True, kw_only=True):

@@ -57,9 +57,13 @@ class SendCommand(Effect, frozen=True, kw_only=True):
 
 
 class CloudEffect(Effect, frozen=True, kw_only=True):
-    """Something that the cloud must hold or no longer hold for an instance."""
+    """Something that the cloud must hold or no longer hold for an instance.
+
+    `region`: where, of a cloud that has several; None is the cloud's own.
+    """
 
     instance_id: UUID
+    region: str | None = None
 
     @property
     def lasts(self) -> bool:

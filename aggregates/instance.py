@@ -89,6 +89,7 @@ class Instance(Lifecycled):
         locality: str | None = None,
         access: Access | None = None,
         datastore_port: int | None = None,
+        region: str | None = None,
     ) -> None:
         super().__init__(project, partition)
         self.state = "build_quota"
@@ -117,6 +118,7 @@ class Instance(Lifecycled):
         self.new_access: Access | None = None
         self.old_access: Access | None = None
         self.datastore_port = datastore_port
+        self.region = region
         self.server_group_id: str | None = None
         self.security_group_id: str | None = None
         self.management_port_id: str | None = None
@@ -229,7 +231,8 @@ class Instance(Lifecycled):
 
     @_decide.register
     def _(self, command: ResizeVolume, context: Context) -> None:
-        limit = context.catalogue.max_volume_size
+        offered = arguments.offered_where(self.region, context.catalogue)
+        limit = offered.max_volume_size
         if not self.volume_size < command.new_size <= limit:
             raise Refusal(
                 "invalid_argument",
@@ -242,19 +245,19 @@ class Instance(Lifecycled):
             context,
             command.limit,
             new_volume_size=command.new_size,
-            offline=self.volume_type in context.catalogue.extended_offline,
+            offline=self.volume_type in offered.extended_offline,
         )
 
     @_decide.register
     def _(self, command: ResizeFlavor, context: Context) -> None:
-        flavor = arguments.check_flavor(command.flavor, context.catalogue)
+        flavor = arguments.check_flavor(command.flavor, arguments.offered_where(self.region, context.catalogue))
         if flavor.id == self.flavor.id:
             raise Refusal("invalid_argument", f"the instance has flavor {flavor.name} already; choose another one")
         self.begin("flavor_resize_requested", command.wire_name(), context, command.limit, new_flavor=flavor)
 
     @_decide.register
     def _(self, command: Migrate, context: Context) -> None:
-        hosts = context.catalogue.hosts
+        hosts = arguments.offered_where(self.region, context.catalogue).hosts
         if command.host is not None and hosts and command.host not in hosts:
             raise Refusal("invalid_argument", f"no host {command.host}; there are: {', '.join(hosts)}")
         if command.host is not None and command.host == self.host:
@@ -264,7 +267,7 @@ class Instance(Lifecycled):
     @_decide.register
     def _(self, command: Rebuild, context: Context) -> None:
         if command.image_id:
-            arguments.check_honoured("image_id", context.catalogue)
+            arguments.check_honoured("image_id", arguments.offered_where(self.region, context.catalogue))
         if self.port is None and self.can("rebuild_requested"):
             raise Refusal(
                 "forbidden_state", "there is no database yet to be kept; delete the instance, and create anew"
@@ -274,7 +277,8 @@ class Instance(Lifecycled):
 
     @_decide.register
     def _(self, command: UpdateAccess, context: Context) -> None:
-        access = arguments.check_update(command, self.access, context.catalogue)
+        offered = arguments.offered_where(self.region, context.catalogue)
+        access = arguments.check_update(command, self.access, offered)
         if self.access is not None and arguments.same(access, self.access) and self.can("access_update_requested"):
             raise Refusal("invalid_argument", "the instance has this access already; choose another one")
         self.begin(

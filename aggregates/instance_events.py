@@ -24,7 +24,8 @@ class InstanceEvent(base.Event):
 class InstanceRequested(InstanceEvent, base.Created):
     """create_instance was accepted; nothing exists yet.
 
-    The last facts are not in the events of older versions. `access` None: the cloud guards nobody's access.
+    The last facts are not in the events of older versions. `access` None: the cloud guards nobody's access. `region`
+    None: it lies where the cloud has all it has, or where it had it before it got further regions.
     """
 
     operation: Operation
@@ -46,6 +47,7 @@ class InstanceRequested(InstanceEvent, base.Created):
     locality: str | None = None
     access: Access | None = None
     datastore_port: int | None = None
+    region: str | None = None
 
 
 class AttemptFailed(InstanceEvent, base.AttemptFailed):

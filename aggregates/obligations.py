@@ -6,8 +6,11 @@ Pure: the same instance always owes the same. An id that the chart's order guara
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
+
+import msgspec
 
 from aggregates.base import Owed
 from aggregates.effects import (
@@ -15,9 +18,11 @@ from aggregates.effects import (
     AccessRulesAbsent,
     AwaitAgent,
     AwaitHealthy,
+    CloudEffect,
     ConfirmServer,
     CredentialsAbsent,
     DetachVolume,
+    Effect,
     EnsureAccessRules,
     EnsureAttachment,
     EnsureCredentials,
@@ -354,7 +359,7 @@ _server_group_gone = Owed("server_group_deleted", _server_group_absent, attempts
 _surplus_gone = Owed("surplus_removed", _surplus_absent, attempts=STUBBORN, absence=True)
 _credentials_gone = Owed("credentials_revoked", _on_instance(CredentialsAbsent), attempts=STUBBORN, absence=True)
 
-OBLIGATIONS: Mapping[str, Owed[Any]] = {
+_OWED: Mapping[str, Owed[Any]] = {
     "build_quota": Owed("quota_reserved", _reserve_present),
     "build_server_group": Owed("server_group_created", _server_group),
     "build_security_group": Owed("security_group_created", _security_group),
@@ -491,3 +496,16 @@ OBLIGATIONS: Mapping[str, Owed[Any]] = {
     "delete_credentials": _credentials_gone,
     "delete_quota": _no_quota,
 }
+
+
+def _where_it_lies(owed: Owed[Any]) -> Owed[Any]:
+    """The same, in the instance's region if it is owed to the cloud."""
+
+    def effect(i: Instance) -> Effect:
+        wanted = owed.effect(i)
+        return msgspec.structs.replace(wanted, region=i.region) if isinstance(wanted, CloudEffect) else wanted
+
+    return replace(owed, effect=effect)
+
+
+OBLIGATIONS: Mapping[str, Owed[Any]] = {state: _where_it_lies(owed) for state, owed in _OWED.items()}

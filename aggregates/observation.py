@@ -94,7 +94,11 @@ def surplus(instance: Instance, seen: Iterable[Resource]) -> tuple[Resource, ...
     if instance.operation is not None:
         return ()
     left = frozenset[ResourceKind]().union(*(_REMOVED_BY.get(effect, ()) for effect in instance.skipped))
-    named = [each for each in seen if each.name == resource_name(instance.id, each.kind) and each.kind not in left]
+    named = [
+        each
+        for each in seen
+        if each.name == resource_name(instance.id, each.kind) and each.kind not in left and _is_where(instance, each)
+    ]
     known = set() if instance.state in NOTHING else {each for each in named if each.id == instance.recorded(each.kind)}
     there = set(ResourceKind) if instance.state in NOTHING else {each.kind for each in known}
     found = [each for each in named if each.kind in there and each not in known and each.status != DELETING]
@@ -156,13 +160,19 @@ def _not_to_be_adopted(instance: Instance, found: Resource, seen: Collection[str
         return f"it is {instance.status} and has nothing; remove the orphan"
     if found.kind in _ADDRESSED:
         return f"at which address it is reached would not be known; remove the {found.kind.spoken}"
-    if found.name != name:
-        return f"it is named {found.name}; name it {name}, by which it would be found and removed"
+    if not _is_where(instance, found) or found.name != name:
+        return _cannot_be_found(instance, found, name)
     if own in seen:
         return f"{found.kind.spoken} {own} is, and is there; remove one of the two"
     if found.id in {each.id for each in instance.surplus}:
         return "it is being removed"
     return None
+
+
+def _cannot_be_found(instance: Instance, found: Resource, name: str) -> str:
+    if not _is_where(instance, found):
+        return f"it is in region {found.region}, and the instance in region {instance.region}; remove it"
+    return f"it is named {found.name}; name it {name}, by which it would be found and removed"
 
 
 def _refuse_while_running(instance: Instance, found: Resource) -> None:
@@ -178,6 +188,11 @@ def _is_own(instance: Instance, found: Resource) -> bool:
     return instance.state not in NOTHING and found.id == instance.recorded(found.kind)
 
 
+def _is_where(instance: Instance, found: Resource) -> bool:
+    """Whether it is in the instance's region, as far as both are known."""
+    return instance.region is None or found.region in (None, instance.region)
+
+
 # --- drift --------------------------------------------------------------------------------------------------------
 
 
@@ -189,7 +204,7 @@ def drift(instance: Instance, seen: Iterable[Resource]) -> tuple[Drift, ...]:
     """
     if instance.operation is not None or instance.state in NOTHING:
         return ()
-    by_id = {each.id: each for each in seen}
+    by_id = {each.id: each for each in seen if _is_where(instance, each)}
     found: list[Drift] = []
     for kind in ResourceKind:
         own = instance.held(kind)

@@ -37,7 +37,7 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `status`: in the cloud's own words, but `deleting` for what is on its way out. `size`: of a volume, in GiB.
     `server_id`: the server that has the volume or the port. `port_id`: the port that the floating address leads to.
-    What the cloud does not tell is None.
+    `region`: where it is, of a cloud that has several. What the cloud does not tell is None.
     """
 
     kind: ResourceKind
@@ -51,6 +51,7 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     host: str | None = None
     server_id: str | None = None
     port_id: str | None = None
+    region: str | None = None
 
     def __str__(self) -> str:
         return f"{self.kind.spoken} {self.id}"

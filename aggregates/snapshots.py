@@ -69,7 +69,7 @@ _ENVELOPE = {"originator_id", "originator_version", "timestamp", "created_on"}
 class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     """An instance at one version."""
 
-    TOPIC: ClassVar[str] = "instance.Snapshot.4"
+    TOPIC: ClassVar[str] = "instance.Snapshot.5"
     of: ClassVar[type[Any]] = Instance
 
     state: str
@@ -114,6 +114,7 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     new_access: Access | None
     old_access: Access | None
     datastore_port: int | None
+    region: str | None
     server_group_id: str | None
     security_group_id: str | None
     management_port_id: str | None

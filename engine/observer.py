@@ -75,6 +75,7 @@ class Observer(Listener):
         self._unfinished: set[UUID] = set()  # those with surplus on record, which the cloud need not show any more
         self._before: dict[UUID, Look] = {}  # what the last look has shown, where not all was as believed
         self._agreed: dict[UUID, int] = {}  # what was seen, and needs no second comparison while nothing changes
+        self._lies: dict[UUID, str | None] = {}  # in which region, of those that were compared
         store.listen(self._on_commit)
 
     async def run(self) -> None:
@@ -97,7 +98,7 @@ class Observer(Listener):
     def lost(self, ranges: Collection[str]) -> None:
         """Forget what was seen there: others act on it from now on."""
         self._gained.difference_update(ranges)
-        for known in (self._before, self._agreed):
+        for known in (self._before, self._agreed, self._lies):
             for instance_id in [each for each in known if range_of_aggregate(each) in ranges]:
                 del known[instance_id]
         self._living = {each for each in self._living if range_of_aggregate(each) not in ranges}
@@ -121,20 +122,30 @@ class Observer(Listener):
             ):
                 known |= {each for each in found if range_of_aggregate(each) in gained}
         seen: dict[UUID, list[Resource]] = defaultdict(list)
-        for resource in await self._cloud.inventory():
+        inventory = await self._cloud.inventory()
+        for resource in inventory.resources:
             if resource.instance_id is not None:
                 seen[resource.instance_id].append(resource)
-        surplus = await self._compare(seen)
+        for region, why in inventory.silent.items():
+            log.warning("region_not_observed", region=region, error=why, retry_in=self._every)
+        surplus = await self._compare(seen, inventory.regions)
         await asyncio.gather(*(self._clear_away(instance_id, found) for instance_id, found in surplus.items()))
 
-    async def _compare(self, seen: Mapping[UUID, Sequence[Resource]]) -> dict[UUID, tuple[Resource, ...]]:
-        """The surplus on record of each of our instances, that of this look included."""
+    async def _compare(
+        self, seen: Mapping[UUID, Sequence[Resource]], regions: Collection[str | None]
+    ) -> dict[UUID, tuple[Resource, ...]]:
+        """The surplus on record of each of our instances, that of this look included.
+
+        Of one in a region that has not said what it holds nothing is known: what is missing is not gone.
+        """
         surplus = {}
         for number, instance_id in enumerate(await self._ours(seen)):
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
+            if instance_id in self._lies and self._lies[instance_id] not in regions:
+                continue
             try:
-                found = await self._look_at(instance_id, seen.get(instance_id, ()))
+                found = await self._look_at(instance_id, seen.get(instance_id, ()), regions)
             except (Conflict, UnknownEventError):
                 continue  # others own it, or can read it
             except Exception:
@@ -149,6 +160,7 @@ class Observer(Listener):
         """Those to compare: of this log, in our ranges, and not as they were when all agreed."""
         concerned = seen.keys() | self._living | self._unfinished | self._before.keys()
         self._agreed = {each: agreed for each, agreed in self._agreed.items() if each in concerned}
+        self._lies = {each: region for each, region in self._lies.items() if each in concerned}
         wanted = {
             instance_id
             for instance_id in concerned
@@ -158,10 +170,15 @@ class Observer(Listener):
         strangers = {each for each in wanted - self._living if each not in self._hot}
         return sorted(wanted - strangers | (await self._store.existing(strangers) if strangers else set()))
 
-    async def _look_at(self, instance_id: UUID, seen: Sequence[Resource]) -> tuple[Resource, ...]:
+    async def _look_at(
+        self, instance_id: UUID, seen: Sequence[Resource], regions: Collection[str | None]
+    ) -> tuple[Resource, ...]:
         async with self._hot.turn(instance_id) as turn:
             instance = turn.aggregate
             if not isinstance(instance, Instance):
+                return ()
+            self._lies[instance_id] = instance.region
+            if instance.region not in regions:
                 return ()
             self._agreed.pop(instance_id, None)
             before, now = self._before.pop(instance_id, None), observation.look(instance, seen)
@@ -211,7 +228,13 @@ class Observer(Listener):
 
 
 def _absent(instance_id: UUID, resource: Resource) -> ResourceAbsent:
-    return ResourceAbsent(instance_id=instance_id, kind=resource.kind, name=resource.name, resource_id=resource.id)
+    return ResourceAbsent(
+        instance_id=instance_id,
+        region=resource.region,
+        kind=resource.kind,
+        name=resource.name,
+        resource_id=resource.id,
+    )
 
 
 def _view(seen: Sequence[Resource]) -> int:

@@ -54,6 +54,7 @@ class Orphan(msgspec.Struct, frozen=True, kw_only=True):
     size: int | None
     host: str | None
     server_id: str | None
+    region: str | None = None
     why: str
 
 
@@ -62,9 +63,13 @@ class OrphansRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class OrphansReply(msgspec.Struct, frozen=True, kw_only=True):
-    """The orphans of the project; of all projects, and of none, for operators, who ask for `$all`."""
+    """The orphans of the project; of all projects, and of none, for operators, who ask for `$all`.
+
+    `silent`: regions that did not say what they hold, whose orphans are not among these, and why.
+    """
 
     items: list[Orphan]
+    silent: Mapping[str, str] = {}
 
 
 class ChosenOrphan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -169,7 +174,8 @@ class Orphans:
     async def _list(self, project: str, body: bytes) -> OrphansReply:
         msgspec.json.decode(body, type=OrphansRequest)
         seen: dict[UUID, list[Resource]] = {}
-        for resource in await self._cloud.inventory():
+        inventory = await self._cloud.inventory()
+        for resource in inventory.resources:
             if resource.instance_id is not None:
                 seen.setdefault(resource.instance_id, []).append(resource)
         known = await self._store.existing(seen)
@@ -177,7 +183,8 @@ class Orphans:
         for instance_id in sorted(seen):
             instance = await self._store.load(instance_id) if instance_id in known else None
             found.extend(_orphans(instance_id, instance, seen[instance_id]))
-        return OrphansReply(items=[each for each in found if project in (EVERY_PROJECT, each.project)])
+        items = [each for each in found if project in (EVERY_PROJECT, each.project)]
+        return OrphansReply(items=items, silent=inventory.silent)
 
     # --- removing -------------------------------------------------------------------------------------------------
 
@@ -191,7 +198,13 @@ class Orphans:
         on_record = await self._put_on_record(found, wanted)
         async with asyncio.timeout(WITHIN):
             await self._pay(
-                ResourceAbsent(instance_id=wanted.instance_id, kind=found.kind, name=found.name, resource_id=found.id),
+                ResourceAbsent(
+                    instance_id=wanted.instance_id,
+                    region=found.region,
+                    kind=found.kind,
+                    name=found.name,
+                    resource_id=found.id,
+                ),
                 f"{wanted.instance_id}:{found.id}:ResourceAbsent",
             )
         if on_record:
@@ -216,7 +229,8 @@ class Orphans:
 
     async def _listed(self, project: str, wanted: ChosenOrphan) -> tuple[Resource, list[Resource]]:
         """It, and all of its instance's, as the cloud shows it now. Raises `Refusal`."""
-        seen = [each for each in await self._cloud.inventory() if each.instance_id == wanted.instance_id]
+        inventory = await self._cloud.inventory()
+        seen = [each for each in inventory.resources if each.instance_id == wanted.instance_id]
         for each in seen:
             if (each.kind, each.id) == (wanted.kind, wanted.id):
                 instance = await self._store.load(wanted.instance_id)
@@ -257,6 +271,7 @@ def _orphans(instance_id: UUID, instance: Instance | None, seen: Sequence[Resour
             size=each.size,
             host=each.host,
             server_id=each.server_id,
+            region=each.region,
             why=why,
         )
         for each in found

@@ -232,7 +232,7 @@ class _Process:
 
     def _openstack(self, named: str | None, client: Client, broker: EmbeddedBroker | None) -> Cloud:
         # Both take longer to import than all the rest, and few processes need them.
-        from engine.clouds.openstack import OpenStackCloud, load_config  # noqa: PLC0415
+        from engine.clouds.openstack import load_config, open_regions  # noqa: PLC0415
 
         if self._settings.cloud_config is None:
             raise ValueError("OpenStack needs to be told of its networks at least: say --cloud-config FILE")
@@ -241,7 +241,7 @@ class _Process:
         self.add("enrolment", enrolment.run())
         pauses = Pauses(client)
         self.add("pauses", pauses.run())
-        return OpenStackCloud(config, enrolment=enrolment, datastores=KNOWN, pauses=pauses)
+        return open_regions(config, enrolment=enrolment, datastores=KNOWN, pauses=pauses)
 
     def _enrolment(self, client: Client, broker: EmbeddedBroker | None) -> Enrolment:
         if broker is not None:

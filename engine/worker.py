@@ -34,6 +34,7 @@ log = structlog.get_logger(__name__)
 
 CATALOGUE_AGE = 60.0  # seconds after which the cloud is asked again what it offers
 CATALOGUE_RETRY = 2.0  # seconds, while nothing is known of it
+CATALOGUE_LACKS = 10.0  # seconds, while nothing is known of some region
 
 
 class Worker:
@@ -149,7 +150,7 @@ class Worker:
 
     async def _refresh_catalogue(self) -> None:
         while True:
-            await asyncio.sleep(CATALOGUE_AGE)
+            await asyncio.sleep(CATALOGUE_AGE if self._offered().whole else CATALOGUE_LACKS)
             try:
                 self._catalogue = await self._cloud.catalogue()
             except PayError as error:

@@ -69,7 +69,8 @@ class DriftAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 class InstanceAnswer(Answer, frozen=True, kw_only=True):
     """An instance. `ram` MiB, `volume_size` GiB. `access` is what there is now, None where nobody's is guarded; in a
-    create it is what is to be. The last three fields say what led to the present state.
+    create it is what is to be. `region` None: the cloud has one only, or had when the instance was
+    made. The last three fields say what led to the present state.
 
     `drift`: in what the cloud differs from what is recorded, as it was last observed. `lifecycle_version` is what a
     command may expect (`expected_version`); `version` counts every event.
@@ -92,6 +93,7 @@ class InstanceAnswer(Answer, frozen=True, kw_only=True):
     port: int | None
     volume_size: int
     volume_type: str | None
+    region: str | None
     availability_zone: str | None
     image_id: str | None
     locality: str | None

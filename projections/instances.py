@@ -39,7 +39,8 @@ TABLES = {
         trove_status TEXT NOT NULL, operating_status TEXT NOT NULL, health TEXT NOT NULL,
         flavor_id TEXT NOT NULL, flavor TEXT NOT NULL, vcpus INTEGER NOT NULL, ram INTEGER NOT NULL,
         datastore TEXT NOT NULL, datastore_version TEXT NOT NULL, address TEXT, port INTEGER,
-        volume_size INTEGER NOT NULL, volume_type TEXT, availability_zone TEXT, image_id TEXT, locality TEXT,
+        volume_size INTEGER NOT NULL, volume_type TEXT, region TEXT, availability_zone TEXT, image_id TEXT,
+        locality TEXT,
         public_address TEXT, access TEXT, host TEXT, server_id TEXT,
         volume_id TEXT, port_id TEXT, operation_id TEXT, operation TEXT, parked INTEGER NOT NULL DEFAULT 0,
         failure TEXT, drift TEXT NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
@@ -59,8 +60,8 @@ INDEXES = (
 )
 _FILTERS = (
     "id", "name", "state", "status", "trove_status", "operating_status", "health", "flavor_id", "flavor", "datastore",
-    "datastore_version", "host", "address", "server_id", "volume_id", "port_id", "operation", "operation_id", "parked",
-    "deleted",
+    "datastore_version", "region", "host", "address", "server_id", "volume_id", "port_id", "operation", "operation_id",
+    "parked", "deleted",
 )  # fmt: skip
 LISTING = Listing(
     table="instances",
@@ -135,6 +136,7 @@ def _insert(rows: Rows, stored: StoredEvent) -> None:
             "datastore_version": event.datastore_version,
             "volume_size": event.volume_size,
             "volume_type": event.volume_type,
+            "region": event.region,
             "availability_zone": event.availability_zone,
             "image_id": event.image_id,
             "locality": event.locality,

@@ -44,7 +44,7 @@ def _networks(access: Any) -> str:
 _SENTENCES: dict[str, Callable[[Any], str]] = {
     "instance.InstanceRequested": lambda e: (
         f"{e.operation.actor} asked for the instance {e.name}: {e.datastore} {e.datastore_version}, flavor "
-        f"{e.flavor.name}, {e.volume_size} GiB."
+        f"{e.flavor.name}, {e.volume_size} GiB{f', in region {e.region}' if e.region else ''}."
     ),
     "instance.RestartRequested": _requested("to restart the database"),
     "instance.RebootRequested": lambda e: (

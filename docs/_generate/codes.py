@@ -187,6 +187,14 @@ CODES: dict[str, tuple[str, str]] = {
         "More machines present themselves at once than are answered.",
         "Nothing: the agent asks again; look who sends so much.",
     ),
+    "region_unavailable": (
+        "What the instance's region offers is not known, since it has not answered since the worker began.",
+        "Send the command again, with an id of its own, when the region answers: see `holdfast regions`.",
+    ),
+    "region_unknown": (
+        "The instance lies in a region that the cloud's configuration has no more; nothing is done elsewhere.",
+        "Put the region back into the configuration, start the workers anew, and retry the operation.",
+    ),
     "runs_as_root": ("Databases are not run as root.", "Start the agent with `--run-as uid:gid`."),
     "secret_in_clear": (
         "A command held a secret in clear; it was not carried out, and the secret counts as known.",

@@ -6,7 +6,7 @@ import ast
 import inspect
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -45,6 +45,10 @@ def _sections(name: str, struct: type[msgspec.Struct]) -> Iterator[str]:
     )
     for key, kind in inner.items():
         yield from _sections(key, kind)
+    for each in fields:
+        for named in get_args(each.type):
+            if _is_struct(named):
+                yield from _sections(f"{each.name}.NAME", named)
 
 
 def _is_struct(kind: Any) -> bool:

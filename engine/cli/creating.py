@@ -72,6 +72,7 @@ def create(
     override: Annotated[
         list[str] | None, typer.Option(help="Datastore parameter; repeatable.", metavar="NAME=VALUE")
     ] = None,
+    region: Annotated[str | None, typer.Option(help="Where it lies for life; see `holdfast regions`.")] = None,
     zone: Annotated[str | None, typer.Option(help="Availability zone.")] = None,
     network: Annotated[str | None, typer.Option(help="The tenant's network, by its id.")] = None,
     public: Annotated[bool, typer.Option("--public", help="With a floating address.")] = False,
@@ -97,6 +98,7 @@ def create(
         "volume_type": volume_type,
         "databases": [{"name": each} for each in database or ()],
         "overrides": dict(_override(each) for each in override or ()) or None,
+        "region": region,
         "availability_zone": zone,
         "nics": [network] if network else None,
         "locality": locality.value if locality else None,

@@ -22,6 +22,7 @@ _FLEET = (
 Filter = Annotated[
     list[str] | None, typer.Option("--filter", help="Only those with this value; repeatable.", metavar="FIELD=VALUE")
 ]
+InRegion = Annotated[str | None, typer.Option("--region", help="What is offered there; see `holdfast regions`.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +37,7 @@ def register(app: typer.Typer) -> None:
     operation.command("watch")(watch_operation)
     intervening.register(operation)
     app.add_typer(operation, name="operation", rich_help_panel=_INSTANCES)
-    for command in (datastores, flavors, fleet, workers):
+    for command in (datastores, flavors, regions, fleet, workers):
         app.command(rich_help_panel=_ENGINE)(command)
 
 
@@ -45,10 +46,15 @@ def list_instances(context: typer.Context, filter_: Filter = None, limit: Limit 
 
     async def work(session: Session) -> None:
         items = await _listed(session, "instances", conditions(filter_), limit)
-        columns = ("name", "id", "status", "health", "datastore", "flavor", "volume", "address", "operation")
+        # Most installations have one region, and then nobody asks for it.
+        where = any(each.get("region") for each in items)
+        columns = (
+            "name", "id", "status", "health", *(["region"] if where else []), "datastore", "flavor", "volume",
+            "address", "operation",
+        )  # fmt: skip
         rows = [
             (
-                each["name"], each["id"], each["status"], each["health"],
+                each["name"], each["id"], each["status"], each["health"], *([each.get("region")] if where else []),
                 f"{each['datastore']} {each['datastore_version']}", each["flavor"], f"{each['volume_size']} GiB",
                 _address(each), _doing(each),
             )
@@ -87,6 +93,7 @@ def show(context: typer.Context, instance: Instance) -> None:
                 ("reached by", _reached_by(found.get("access"))),
                 ("flavor", f"{found['flavor']} ({found['vcpus']} CPU, {found['ram']} MiB)"),
                 ("volume", f"{found['volume_size']} GiB {found.get('volume_type') or ''}".strip()),
+                ("region", found.get("region")),
                 ("zone", found.get("availability_zone")),
                 ("locality", found.get("locality")),
                 ("image", found.get("image_id")),
@@ -210,24 +217,47 @@ def heartbeats(context: typer.Context, limit: Limit = 1000) -> None:
     run(context, work)
 
 
-def datastores(context: typer.Context) -> None:
+def datastores(context: typer.Context, region: InRegion = None) -> None:
     """The database software on offer."""
 
     async def work(session: Session) -> None:
-        offered = (await session.queries.ask("catalogue", "get"))["datastores"]
+        offered = (await _offered(session, region))["datastores"]
         rows = [(each["manager"], each["versions"], sorted(each["parameters"])) for each in offered]
         _items(session, offered, ("datastore", "versions", "parameters"), rows, "no datastores; install one")
 
     run(context, work)
 
 
-def flavors(context: typer.Context) -> None:
+def flavors(context: typer.Context, region: InRegion = None) -> None:
     """The sizes of servers on offer."""
 
     async def work(session: Session) -> None:
-        offered = (await session.queries.ask("catalogue", "get"))["flavors"]
+        offered = (await _offered(session, region))["flavors"]
         rows = [(each["name"], each["id"], each["vcpus"], f"{each['ram']} MiB") for each in offered]
         _items(session, offered, ("flavor", "id", "cpus", "memory"), rows, "no flavors")
+
+    run(context, work)
+
+
+def regions(context: typer.Context) -> None:
+    """The regions that an instance can be made in; the first is where one lies for which none is asked."""
+
+    async def work(session: Session) -> None:
+        offered = await session.queries.ask("catalogue", "get")
+        items = [
+            {
+                "region": each.get("region"),
+                "flavors": [flavor["name"] for flavor in each["flavors"]],
+                "datastores": [
+                    f"{known['manager']} {version}" for known in each["datastores"] for version in known["versions"]
+                ],
+                "unavailable": each.get("unavailable"),
+            }
+            for each in (offered, *offered.get("regions", {}).values())
+            if each.get("region") is not None
+        ]
+        rows = [(each["region"], each["flavors"], each["datastores"], each["unavailable"]) for each in items]
+        _items(session, items, ("region", "flavors", "datastores", "unavailable"), rows, "this cloud has no regions")
 
     run(context, work)
 
@@ -289,6 +319,16 @@ def conditions(given: list[str] | None) -> dict[str, Any]:
             raise typer.BadParameter(f"{each}: write FIELD=VALUE", param_hint="--filter")
         chosen[field] = {"true": True, "false": False}.get(value, value)
     return chosen
+
+
+async def _offered(session: Session, region: str | None) -> dict[str, Any]:
+    """What is offered in the region, the cloud's own where none is named."""
+    offered = await session.queries.ask("catalogue", "get")
+    known = {each.get("region"): each for each in (offered, *offered.get("regions", {}).values())}
+    if region is not None and region not in known:
+        there_are = ", ".join(name for name in known if name) or "none by name"
+        raise typer.BadParameter(f"no region {region}; there are: {there_are}", param_hint="--region")
+    return dict(offered if region is None else known[region])
 
 
 async def _listed(

@@ -59,7 +59,7 @@ def orphans(
 
     async def work(session: Session) -> None:
         project = session.settings.project if project_only else EVERY_PROJECT
-        found = (await _ask(session, project, "orphans", "list"))["items"]
+        found = await _list(session, project)
         if only:
             found = _chosen(found, only)
         drifted = (await _ask(session, project, "troubles", "get"))["drifted"]
@@ -94,6 +94,13 @@ def _chosen(found: list[dict[str, Any]], ids: list[str]) -> list[dict[str, Any]]
     return chosen
 
 
+async def _list(session: Session, project: str) -> list[dict[str, Any]]:
+    answer = await _ask(session, project, "orphans", "list")
+    for region, why in answer.get("silent", {}).items():
+        session.output.remark(f"region {region} did not say what it holds: {why}")
+    return list(answer["items"])
+
+
 async def _ask(session: Session, project: str, model: str, verb: str, **arguments: Any) -> dict[str, Any]:
     subject = query_subject(project, model, verb)
     return dict(await session.manager.connection.request(subject, arguments))
@@ -118,10 +125,13 @@ def _show(session: Session, found: list[dict[str, Any]], drifted: list[dict[str,
         session.output.document({"orphans": found, "drifted": drifted})
         return
     rows = [
-        (each["kind"], each["id"], each["instance_id"], each["project"], each["status"], each["size"], each["why"])
+        (
+            each["kind"], each["id"], each["region"], each["instance_id"], each["project"], each["status"],
+            each["size"], each["why"],
+        )
         for each in found
-    ]
-    columns = ("orphan", "id", "instance", "project", "status", "gib", "why")
+    ]  # fmt: skip
+    columns = ("orphan", "id", "region", "instance", "project", "status", "gib", "why")
     session.output.table(columns, rows, "no orphans")
     for instance in drifted:
         for each in instance["drift"]:

@@ -144,6 +144,7 @@ class TaskManager:
         access: Any = None,
         ds_version: str | None = None,
         *,
+        region: str | None = None,
         keep_on_failure: bool = False,
         **options: Unpack[Options],
     ) -> Operation:
@@ -171,6 +172,7 @@ class TaskManager:
             modules=modules,
             locality=locality or None,
             access=None if not access else access_of(access),
+            region=region,
             datastore_version=ds_version,
             keep_on_failure=keep_on_failure,
         )

@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, Protocol
 
+import msgspec
+
 from aggregates.catalogue import Catalogue
 from aggregates.effects import CloudEffect, ResourceAbsent
 from aggregates.resources import Resource
@@ -156,6 +158,14 @@ def only_waits() -> Iterator[None]:
         yield
 
 
+class Inventory(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cloud holds in the `regions` that have said it, None being its own. `silent`: the others, and why."""
+
+    resources: Sequence[Resource]
+    regions: frozenset[str | None] = frozenset({None})
+    silent: Mapping[str, str] = {}
+
+
 class Cloud(Protocol):
     """A cloud. `pay` dispatches on the effect's type and yields the facts that the effect's docstring names.
 
@@ -182,10 +192,10 @@ class Cloud(Protocol):
         """What this cloud offers."""
         ...
 
-    async def inventory(self) -> Sequence[Resource]:
+    async def inventory(self) -> Inventory:
         """All that it holds of what effects make, in a few calls whatever its number, also what others have made.
 
-        A list, which may be older than what was just done. Raises `TransientError` or `FinalError`.
+        Lists, which may be older than what was just done. Raises `TransientError` or `FinalError` when it says nothing.
         """
         ...
 

@@ -15,7 +15,8 @@ from tests.client.responder import Responder
 def orphan(kind: str, **about: Any) -> dict[str, Any]:
     given = {
         "kind": kind, "id": f"{kind}-9", "name": f"holdfast-{INSTANCE}", "instance_id": INSTANCE, "project": "acme",
-        "status": "available", "size": None, "host": None, "server_id": None, "why": "nobody has it",
+        "status": "available", "size": None, "host": None, "server_id": None, "region": None,
+        "why": "nobody has it",
     }  # fmt: skip
     return {**given, **about}
 

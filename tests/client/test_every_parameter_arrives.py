@@ -73,11 +73,14 @@ def test_create_instance_takes_the_predecessors_parameters_in_their_order() -> N
 
 async def test_every_parameter_of_create_instance_is_on_the_wire(manager: TaskManager, responder: Responder) -> None:
     given = {name: value for name, (value, _, _) in CREATE.items()}
-    handle = await manager.create_instance(INSTANCE, **given, keep_on_failure=True)
+    handle = await manager.create_instance(INSTANCE, **given, region="two", keep_on_failure=True)
     await responder.wait_for(lambda: bool(responder.commands))
     subject, body, headers = responder.commands[0]
     assert subject == f"holdfast.v1.cmd.acme.instance.{INSTANCE}.create_instance"
-    assert body["args"] == {wire: expected for _, wire, expected in CREATE.values()} | {"keep_on_failure": True}
+    assert body["args"] == {wire: expected for _, wire, expected in CREATE.values()} | {
+        "region": "two",
+        "keep_on_failure": True,
+    }
     assert (body["command_id"], body["actor"]) == (handle.id, "alice")
     assert headers["Nats-Msg-Id"].startswith(f"acme:{handle.id}:")
     assert responder.secrets == ["clear", "rooted"]

@@ -296,8 +296,8 @@ async def test_a_rebuild_from_an_image_that_there_is_not_is_refused(built: Wishe
 
 
 async def test_the_inventory_shows_what_there_is_and_whose_it_is(built: Wishes) -> None:
-    found = {each.kind: each for each in await built.cloud.inventory()}
-    assert len(found) == len(await built.cloud.inventory()) == len(BUILT)
+    found = {each.kind: each for each in (await built.cloud.inventory()).resources}
+    assert len(found) == len((await built.cloud.inventory()).resources) == len(BUILT)
     server, port, volume = (found[kind] for kind in BUILT)
     assert {(each.name, each.instance_id) for each in found.values()} == {(built.name, built.id)}
     assert [server.id, port.id, volume.id] == [built.facts[f"{each}_id"] for each in ("server", "port", "volume")]
@@ -305,7 +305,7 @@ async def test_the_inventory_shows_what_there_is_and_whose_it_is(built: Wishes) 
     assert (volume.status, volume.size, volume.server_id) == ("in-use", 1, server.id)
     assert port.server_id == server.id
     await built.remove()
-    assert list(await built.cloud.inventory()) == []
+    assert list((await built.cloud.inventory()).resources) == []
 
 
 async def test_what_is_removed_by_its_id_is_gone_and_the_rest_stays(built: Wishes) -> None:
@@ -314,8 +314,8 @@ async def test_what_is_removed_by_its_id_is_gone_and_the_rest_stays(built: Wishe
     for kind in BUILT:
         for _ in range(2):
             await built.pay(built.gone(kind))
-    assert {each.instance_id for each in await built.cloud.inventory()} == {other.id}
-    assert len(await built.cloud.inventory()) == len(BUILT)
+    assert {each.instance_id for each in (await built.cloud.inventory()).resources} == {other.id}
+    assert len((await built.cloud.inventory()).resources) == len(BUILT)
 
 
 @pytest.mark.parametrize("kind", BUILT)
@@ -325,7 +325,7 @@ async def test_what_bears_another_name_is_not_removed_by_its_id(built: Wishes, k
     with pytest.raises(FinalError) as raised:
         await stranger.pay(stranger.gone(kind))
     assert raised.value.code == "conflict"
-    assert len(await built.cloud.inventory()) == len(BUILT)
+    assert len((await built.cloud.inventory()).resources) == len(BUILT)
 
 
 @pytest.mark.parametrize("kind", [ResourceKind.PORT, ResourceKind.VOLUME])

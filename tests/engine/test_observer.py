@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -11,10 +10,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from aggregates.catalogue import Catalogue
-from aggregates.resources import Resource, ResourceKind, resource_name
+from aggregates.resources import ResourceKind, resource_name
 from engine.clock import monotonic
 from engine.clouds.fences import port_mac
-from engine.clouds.port import TransientError
+from engine.clouds.port import Inventory, TransientError
 from engine.clouds.simulated import BARE, CATALOGUE, Fault, SimulatedCloud
 from engine.clouds.simulated.faults import Call, Kind
 from tests.engine.conftest import Engine
@@ -31,7 +30,7 @@ class Watched(SimulatedCloud):
         super().__init__(catalogue=catalogue, latest_effect=timedelta(0))
         self.looks = 0
 
-    async def inventory(self) -> Sequence[Resource]:
+    async def inventory(self) -> Inventory:
         """All that the cloud holds."""
         self.looks += 1
         return await super().inventory()

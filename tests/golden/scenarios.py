@@ -35,7 +35,18 @@ from aggregates.observation import Look, adopt, disown, note, note_removed, note
 from aggregates.quota import Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
 from aggregates.resources import Drift, DriftKind, Resource, ResourceKind
-from tests.support.given import BARE, CATALOGUE, EXAMPLES, MANAGED, NOON, YIELDS, context, intervention, started
+from tests.support.given import (
+    BARE,
+    CATALOGUE,
+    EXAMPLES,
+    MANAGED,
+    NOON,
+    REGIONS,
+    YIELDS,
+    context,
+    intervention,
+    started,
+)
 
 ID = uuid5(NAMESPACE_URL, "holdfast:golden")
 STEP = timedelta(seconds=1, microseconds=500)
@@ -339,6 +350,20 @@ def _undone(teller: Teller) -> None:
     teller.fail()
 
 
+def _elsewhere() -> Sequence[Any]:
+    """In another region than the cloud's own; another volume of the name found there, a delete in the end."""
+    teller = Teller("create_instance", catalogue=REGIONS, region="two", availability_zone=None, volume_type=None)
+    teller.settle()
+    teller.command(EXAMPLES["resize_flavor"])
+    teller.settle()
+    found = Resource(kind=ResourceKind.VOLUME, id="volume-2", name=teller.instance.resource_name, region="two")
+    teller.see(note_surplus, found)
+    teller.see(note_removed, found)
+    teller.command(DeleteInstance())
+    teller.settle()
+    return teller.events()
+
+
 def _detached_meanwhile(teller: Teller) -> None:
     teller.settle()
     teller.command(EXAMPLES["resize_volume"])
@@ -511,6 +536,7 @@ OTHERS: dict[str, Callable[[], Sequence[Any]]] = {
     "update_access-first-failed": partial(_first_update, _not_secured),
     "update_access-first-surplus": partial(_first_update, _with_surplus),
     "start_instance-deleted_while_off": _deleted_while_off,
+    "instance-in_another_region": _elsewhere,
     "instance-long_life": _long_life,
     "instance-observed": _observed,
     "instance-drifted": _drifted,

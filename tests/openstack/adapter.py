@@ -20,6 +20,7 @@ from engine import crash_points
 from engine.clouds.openstack import CloudConfig, OpenStackCloud
 from engine.clouds.openstack.calls import Pauses
 from engine.clouds.openstack.config import Networks, Servers, Timing
+from engine.clouds.regions import Regions
 from engine.guest.datastores.catalogue import KNOWN
 from tests.openstack.proxy import Proxy, Seen
 
@@ -139,7 +140,7 @@ def dying(point: str, call: str) -> crash_points.Listener:
 class Instance:
     """What one instance wants. `facts` gathers what it got."""
 
-    def __init__(self, service: Connection, cloud: OpenStackCloud) -> None:
+    def __init__(self, service: Connection, cloud: OpenStackCloud | Regions) -> None:
         self.cloud = cloud
         self.id = uuid4()
         self.name = f"holdfast-{self.id}"

@@ -29,7 +29,7 @@ async def instance(service: Connection, admin: Connection, tmp_path: Path) -> As
 
 
 async def listed(instance: Instance) -> dict[ResourceKind, Resource]:
-    found = [each for each in await instance.cloud.inventory() if each.instance_id == instance.id]
+    found = [each for each in (await instance.cloud.inventory()).resources if each.instance_id == instance.id]
     assert len({each.kind for each in found}) == len(found)
     return {each.kind: each for each in found}
 
@@ -80,7 +80,7 @@ async def test_what_has_our_name_and_not_our_mark_is_nobodys_and_stays(
 ) -> None:
     stranger = service.block_storage.create_volume(name=instance.name, size=1)
     try:
-        shown = [each for each in await instance.cloud.inventory() if each.id == stranger.id]
+        shown = [each for each in (await instance.cloud.inventory()).resources if each.id == stranger.id]
         assert [(each.name, each.instance_id) for each in shown] == [(instance.name, None)]
         with pytest.raises(FinalError) as raised:
             await instance.pay(gone(instance, ResourceKind.VOLUME, stranger.id))

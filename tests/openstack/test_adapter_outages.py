@@ -145,6 +145,7 @@ async def test_an_answer_that_does_not_come_in_time_is_unknown(
 
 async def test_a_token_that_has_expired_is_renewed(instance: Instance, admin: Connection, through: Doors) -> None:
     await instance.pay(instance.port())
+    assert isinstance(instance.cloud, OpenStackCloud)
     token = instance.cloud._calls._connection.auth_token
     admin.identity.delete("/auth/tokens", headers={"X-Subject-Token": token})
     soon(lambda: admin.identity.head("/auth/tokens", headers={"X-Subject-Token": token}).status_code == 404)

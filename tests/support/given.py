@@ -48,6 +48,28 @@ CATALOGUE = Catalogue(
 # A cloud with a network of its own for guest agents, and one that knows none of what instances may ask for.
 MANAGED = msgspec.structs.replace(CATALOGUE, management_network="management")
 BARE = msgspec.structs.replace(CATALOGUE, honours=frozenset())
+# A cloud with a second region, which offers other things.
+REGIONS = msgspec.structs.replace(
+    CATALOGUE,
+    region="one",
+    regions={
+        "two": Catalogue(
+            flavors=(
+                Flavor(id="21", name="small", vcpus=1, ram=512),
+                Flavor(id="22", name="large", vcpus=2, ram=4096),
+                Flavor(id="23", name="huge", vcpus=8, ram=8192),
+            ),
+            datastores=CATALOGUE.datastores[:1],
+            availability_zones=("az-9",),
+            volume_types=("fast",),
+            hosts=("host-8", "host-9"),
+            extended_offline=frozenset({None}),
+            management_network="management-2",
+            max_volume_size=5,
+            region="two",
+        )
+    },
+)
 
 # What the cloud and the guest yield for each transition whose event records more than the state.
 YIELDS: dict[str, dict[str, Any]] = {

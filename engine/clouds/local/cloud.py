@@ -21,7 +21,7 @@ import structlog
 from aggregates import effects
 from aggregates.catalogue import Catalogue, Datastore, Quota
 from aggregates.effects import CloudEffect
-from aggregates.resources import Resource, ResourceKind
+from aggregates.resources import ResourceKind
 from engine.clouds.local import access, inventory, loopback, placement, processes
 from engine.clouds.local.claims import Claim, Claims
 from engine.clouds.local.credentials import GuestCredentials
@@ -34,6 +34,7 @@ from engine.clouds.local.volumes import Volumes
 from engine.clouds.port import (
     Facts,
     FinalError,
+    Inventory,
     PayError,
     TransientError,
     check_may_change,
@@ -154,12 +155,13 @@ class LocalCloud:
             quota=self._quota,
         )
 
-    async def inventory(self) -> Sequence[Resource]:
+    async def inventory(self) -> Inventory:
         """All that it holds; what is unfinished is found again, and finished, by whoever ensures it."""
         try:
-            return await self._apart(lambda: inventory.resources(self._servers, self._ports, self._volumes))
+            found = await self._apart(lambda: inventory.resources(self._servers, self._ports, self._volumes))
         except (OSError, msgspec.MsgspecError) as error:
             raise TransientError("cloud_error", f"the inventory of the local cloud: {error}") from error
+        return Inventory(resources=found)
 
     async def pay(self, effect: CloudEffect, key: str) -> Facts:
         """Make the effect true. Raises `TransientError` or `FinalError`. A cancelled call that has begun goes on."""

@@ -2,5 +2,6 @@
 
 from engine.clouds.openstack.cloud import OpenStackCloud
 from engine.clouds.openstack.config import CloudConfig, ConfigError, load_config
+from engine.clouds.openstack.regions import open_regions
 
-__all__ = ["CloudConfig", "ConfigError", "OpenStackCloud", "load_config"]
+__all__ = ["CloudConfig", "ConfigError", "OpenStackCloud", "load_config", "open_regions"]

@@ -21,6 +21,7 @@ from engine.clouds.openstack.config import CloudConfig
 from engine.clouds.openstack.connection import cinder, connect, glance, neutron, nova
 from engine.clouds.openstack.images import DATASTORE, PAGE, VERSION
 from engine.clouds.openstack.offers import fits
+from engine.clouds.openstack.regions import check_names
 
 # What the least version of each service brings: user data in a rebuild (and, before it, hosts of a migration and tags),
 # and extending a volume that is in use.
@@ -41,18 +42,33 @@ Check = Callable[[Connection], Found]
 
 
 def check(config: CloudConfig, datastores: Mapping[str, Datastore], *, tries: bool) -> Iterator[Found]:
-    """Everything, one after the other; nothing further when the cloud lets us in nowhere. Raises `ConfigError`."""
-    connection = connect(config)
-    yield _timing(config)
+    """Everything, one after the other, of each region; nothing further of one that lets us in nowhere.
+
+    Raises `ConfigError`.
+    """
+    connections = [connect(config), *(connect(config.within(name)) for name in config.regions)]
     try:
-        entry = _looked("credentials", _credentials, connection)
-        yield entry
-        if not entry.ok:
-            return
+        own = connections[0].config.region_name or None
+        check_names(own, config.regions)
+        yield _timing(config)
+        for connection, name in zip(connections, (own, *config.regions), strict=True):
+            region = config.within(name) if name in config.regions else config
+            for found in _region(connection, region, datastores, tries=tries):
+                named = f"{name}: {found.check}" if config.regions else found.check
+                yield msgspec.structs.replace(found, check=named)
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def _region(
+    connection: Connection, config: CloudConfig, datastores: Mapping[str, Datastore], *, tries: bool
+) -> Iterator[Found]:
+    entry = _looked("credentials", _credentials, connection)
+    yield entry
+    if entry.ok:
         for name, look in _checks(config, datastores, tries=tries):
             yield _looked(name, look, connection)
-    finally:
-        connection.close()
 
 
 def _checks(config: CloudConfig, datastores: Mapping[str, Datastore], *, tries: bool) -> Iterator[tuple[str, Check]]:

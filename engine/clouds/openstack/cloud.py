@@ -6,7 +6,7 @@ answer hides is seen by the next payment's look. Nothing is kept in this process
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from engine.clouds.openstack.ports import Ports
 from engine.clouds.openstack.server_groups import ServerGroups
 from engine.clouds.openstack.servers import Servers
 from engine.clouds.openstack.volumes import Volumes
-from engine.clouds.port import Facts, FinalError, check_may_change, refuse_stranger
+from engine.clouds.port import Facts, FinalError, Inventory, check_may_change, refuse_stranger
 from engine.clouds.traffic import Counts
 from engine.clouds.turns import Turns
 from engine.enrolment import MachineCredentials
@@ -39,9 +39,10 @@ Kind = tuple[Callable[[str], Awaitable[Any]], Callable[[Any], Resource], Callabl
 
 
 class OpenStackCloud:
-    """The region and project that the configuration names. `datastores`: what guests can run, by manager.
+    """The region and project at the top of the configuration. `datastores`: what guests can run, by manager.
 
-    `pauses`: by which workers tell each other of services that are busy; None for one that is alone.
+    `pauses`: by which workers tell each other of services that are busy; None for one that is alone. `region` is what
+    Keystone calls the region, `project` what tells where this is from elsewhere.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class OpenStackCloud:
     ) -> None:
         self.latest_effect = timedelta(seconds=config.timing.latest_effect)
         self._enrolment = enrolment
-        self._calls = calls = Calls(
-            connection.connect(config), at_once=config.calls_at_once, timing=config.timing, pauses=pauses
-        )
+        opened = connection.connect(config)
+        self.region: str | None = config.region or opened.config.region_name or None
+        self.project = connection.project(opened)
+        self._calls = calls = Calls(opened, at_once=config.calls_at_once, timing=config.timing, pauses=pauses)
         nova = Service("nova", calls, connection.nova)
         cinder = Service("cinder", calls, connection.cinder)
         network = Network(Service("neutron", calls, connection.neutron))
@@ -102,9 +104,9 @@ class OpenStackCloud:
         """What the cloud offers now."""
         return await self._offers.now()
 
-    async def inventory(self) -> Sequence[Resource]:
+    async def inventory(self) -> Inventory:
         """All that the project has."""
-        return await inventory.resources(self._nova, self._neutron, self._cinder)
+        return Inventory(resources=await inventory.resources(self._nova, self._neutron, self._cinder))
 
     async def pay(self, effect: CloudEffect, key: str) -> Facts:
         """Make the effect true. Raises `TransientError` or `FinalError`."""

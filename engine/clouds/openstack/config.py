@@ -6,7 +6,7 @@ Credentials do not stand in it: they come from clouds.yaml or the OS_* environme
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -82,29 +82,78 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     makes no sense. Too short may leave doubles; longer only makes what is undone after a lost answer wait."""
 
 
+class Region(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A further region, by the name that commands ask for it with. What is not said here is as at the top.
+
+    By another entry of clouds.yaml it is that of another project, or of another OpenStack.
+    """
+
+    cloud: Name | None = None
+    """The entry of clouds.yaml, instead of the one at the top."""
+    region: Name | None = None
+    """The region's name in Keystone's catalogue; without one, that of this table or, where `cloud` is said here, what
+    that entry of clouds.yaml says."""
+    networks: dict[Name, Any] = {}
+    """Keys of `[networks]` that differ here."""
+    servers: dict[Name, Any] = {}
+    """Keys of `[servers]` that differ here. Ids of images rarely are the same in two regions."""
+    volumes: dict[Name, Any] = {}
+    """Keys of `[volumes]` that differ here."""
+
+
 class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One region and one project of an OpenStack: that of the service user. Tenants are told apart by metadata."""
+    """An OpenStack, as its service user has it: one region and one project, or several. Tenants are told apart by
+    metadata.
+    """
 
     networks: Networks
     cloud: Name | None = None
     """The entry of clouds.yaml; without one, `OS_CLOUD` or the other OS_* variables."""
     region: Name | None = None
-    """The region, where the cloud has several."""
+    """The region of instances for which none is asked, where the cloud has several; without one, the `region_name` of
+    clouds.yaml or the environment."""
     servers: Servers = Servers()
     volumes: Volumes = Volumes()
     timing: Timing = Timing()
     quota: Quota = Quota()
-    """What a project may hold at once."""
+    """What a project may hold at once, in all regions together."""
     calls_at_once: Annotated[int, msgspec.Meta(ge=1, le=512)] = 32
-    """Calls to the cloud at once, each in a thread of its own."""
+    """Calls to a region at once, each in a thread of its own."""
+    regions: dict[Name, Region] = {}
+    """Further regions."""
+
+    def within(self, name: str) -> CloudConfig:
+        """The configuration of the further region alone. Raises `ConfigError` where what differs there is wrong."""
+        told = self.regions[name]
+        try:
+            return msgspec.structs.replace(
+                self,
+                cloud=told.cloud or self.cloud,
+                region=told.region or (name if told.cloud is None else None),
+                networks=_differing(self.networks, told.networks),
+                servers=_differing(self.servers, told.servers),
+                volumes=_differing(self.volumes, told.volumes),
+                regions={},
+            )
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"in [regions.{name}]: {error}") from error
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def _differing(top: S, told: dict[str, Any]) -> S:
+    return msgspec.convert(msgspec.structs.asdict(top) | told, type(top))
 
 
 def load_config(path: Path, **settings: Any) -> CloudConfig:
     """The configuration in the file; `settings` that are not None go before what stands there. Raises `ConfigError`."""
     try:
         config = msgspec.toml.decode(path.read_bytes(), type=CloudConfig)
+        for region in config.regions:
+            config.within(region)
     except OSError as error:
         raise ConfigError(f"the cloud's configuration {path} cannot be read: {error.strerror or error}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ConfigError) as error:
         raise ConfigError(f"the cloud's configuration {path} is wrong: {error}") from error
     return msgspec.structs.replace(config, **{name: value for name, value in settings.items() if value is not None})

@@ -34,8 +34,10 @@ def connect(config: CloudConfig) -> Connection:
         return Connection(config=region)
     except (sdk.SDKException, keystone.ClientException) as error:
         named = f"cloud {config.cloud}" if config.cloud else "the cloud of the environment"
+        listed = "" if config.region is None else f", with region {config.region} among its `regions`"
+        said = str(error).rstrip(".")
         raise ConfigError(
-            f"{named} cannot be used: {str(error).rstrip('.')}; it must be in clouds.yaml, or in the OS_* variables"
+            f"{named} cannot be used: {said}; it must be in clouds.yaml{listed}, or in the OS_* variables"
         ) from error
 
 
@@ -43,6 +45,15 @@ def whereabouts(connection: Connection) -> str:
     """What tells its cloud and region from others, the same for all who are told of it in the same words."""
     told = (connection.config.get_auth_args().get("auth_url"), connection.config.region_name)
     return " ".join(str(each) for each in told if each)
+
+
+def project(connection: Connection) -> tuple[object, ...]:
+    """What tells its cloud, region and project from others, as far as its configuration says it."""
+    told = connection.config.get_auth_args()
+    return (whereabouts(connection), *(f"{key} {told[key]}" for key in sorted(told) if key.startswith(_TELLS_PROJECT)))
+
+
+_TELLS_PROJECT = ("project", "tenant", "application_credential_id", "application_credential_name")
 
 
 def nova(connection: Connection) -> Nova:

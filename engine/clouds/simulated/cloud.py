@@ -6,7 +6,7 @@ are open at once. What a lost answer hides is seen by the next payment's look, o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,8 +14,8 @@ from uuid import UUID, uuid4
 from aggregates import effects
 from aggregates.catalogue import Catalogue
 from aggregates.effects import CloudEffect
-from aggregates.resources import Resource, ResourceKind
-from engine.clouds.port import Facts, PayError, refuse_stranger
+from aggregates.resources import ResourceKind
+from engine.clouds.port import Facts, Inventory, PayError, refuse_stranger
 from engine.clouds.simulated.api import CATALOGUE, Api, CloudApi
 from engine.clouds.simulated.calls import Calls
 from engine.clouds.simulated.failures import Failures
@@ -92,9 +92,9 @@ class SimulatedCloud:
     async def _known_offer(self) -> Catalogue:
         return self._offered or await self.catalogue()
 
-    async def inventory(self) -> Sequence[Resource]:
+    async def inventory(self) -> Inventory:
         """All that the cloud holds, as its lists say."""
-        return await resources(self._calls)
+        return Inventory(resources=await resources(self._calls))
 
     async def contents(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Everything there is, by kind and id, past all faults: for tests."""
