@@ -256,7 +256,9 @@ def regions(context: typer.Context) -> None:
             for each in (offered, *offered.get("regions", {}).values())
             if each.get("region") is not None
         ]
-        rows = [(each["region"], each["flavors"], each["datastores"], each["unavailable"]) for each in items]
+        rows = [
+            (each["region"], each["flavors"] or None, each["datastores"] or None, each["unavailable"]) for each in items
+        ]
         _items(session, items, ("region", "flavors", "datastores", "unavailable"), rows, "this cloud has no regions")
 
     run(context, work)

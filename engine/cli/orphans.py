@@ -126,7 +126,7 @@ def _show(session: Session, found: list[dict[str, Any]], drifted: list[dict[str,
         return
     rows = [
         (
-            each["kind"], each["id"], each["region"], each["instance_id"], each["project"], each["status"],
+            each["kind"], each["id"], each.get("region"), each["instance_id"], each["project"], each["status"],
             each["size"], each["why"],
         )
         for each in found

@@ -68,15 +68,16 @@ async def test_a_late_decision_does_not_hold_up_who_does_not_wait(program: Progr
 async def test_everything_about_a_new_instance_is_sent(program: Program, responder: Responder) -> None:
     ended = await program(
         *CREATE, "--version", "18", "--volume", "2", "--volume-type", "fast", "--database", "shop",
-        "--user", "app:shop", "--root", "--override", "max_connections=50", "--zone", "a", "--keep-on-failure",
-        "--id", INSTANCE, "--password-stdin", "--no-wait", stdin="first\nsecond\n",
+        "--user", "app:shop", "--root", "--override", "max_connections=50", "--region", "two", "--zone", "a",
+        "--keep-on-failure", "--id", INSTANCE, "--password-stdin", "--no-wait", stdin="first\nsecond\n",
     )  # fmt: skip
     assert (ended.code, ended.err) == (Exit.OK, "")
     assert responder.commands[0][1]["args"] == {
         "name": "orders", "flavor": "small", "datastore": "postgresql", "datastore_version": "18", "volume_size": 2,
         "volume_type": "fast", "databases": [{"name": "shop"}],
         "users": [{"name": "app", "databases": ["shop"], "password_ref": "vault:1"}], "root_password_ref": "vault:2",
-        "overrides": {"max_connections": "50"}, "availability_zone": "a", "keep_on_failure": True,
+        "overrides": {"max_connections": "50"}, "region": "two", "availability_zone": "a",
+        "keep_on_failure": True,
     }  # fmt: skip
     assert responder.secrets == ["first", "second"]
     assert "first" not in ended.out
