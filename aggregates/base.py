@@ -343,6 +343,11 @@ class Lifecycled(LibraryAggregate):
         return state in cls.owing
 
     @property
+    def kept(self) -> str:
+        """What whoever reads why its operation failed should know that is kept for them; begins with `; `, or empty."""
+        return ""
+
+    @property
     def status(self) -> str:
         """The top state, the word that users see."""
         return configuration(self.chart, self.state)[0]

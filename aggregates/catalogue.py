@@ -42,12 +42,12 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True):
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
     """What the cloud behind the engine offers; where it has regions, what its own region does.
 
-    `honours` names the optional arguments of create_instance that this cloud carries out; any other one that
-    a command sets is refused `unsupported`, and so is a command about what it names. Where it names `access`, every
-    instance gets a security group. `extended_offline`: the types of volumes that cannot be extended while a server
-    has them, None for those made without a type. `management_network`: where guest agents are reached, if not by the
-    tenant's network. `region` is the name of the region, `regions` what each of the others offers. `unavailable`: why
-    nothing is known of what the region offers, which then can be asked for nothing.
+    `honours` names the optional arguments of create_instance and rebuild that this cloud carries out; any other one
+    that a command sets is refused `unsupported`, and so is a command about what it names. Where it names `access`,
+    every instance gets a security group. `extended_offline`: the types of volumes that cannot be extended while a
+    server has them, None for those made without a type. `management_network`: where guest agents are reached, if
+    not by the tenant's network. `region` is the name of the region, `regions` what each of the others offers.
+    `unavailable`: why nothing is known of what the region offers, which then can be asked for nothing.
     """
 
     flavors: tuple[Flavor, ...]

@@ -151,11 +151,16 @@ class Rebuild(InstanceCommand, frozen=True, kw_only=True):
 
     Without `image_id` it is the image that the instance was made from. `image_id` is taken only where the cloud
     honours it. A database that is in ERROR is not asked to stop: its guest may be what is broken.
+
+    `snapshot`: the volume as it was is kept as a snapshot until the database is healthy again; taken only where the
+    cloud honours it. One that a failed rebuild has left is kept instead, and no other made.
     """
 
     example: ClassVar[Mapping[str, Any]] = {}
+    variants: ClassVar[tuple[Mapping[str, Any], ...]] = ({"snapshot": True},)
 
     image_id: Word | None = None
+    snapshot: bool = False
 
 
 class UpdateAccess(InstanceCommand, frozen=True, kw_only=True):

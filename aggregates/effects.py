@@ -171,6 +171,14 @@ class EnsureVolume(MakingEffect, frozen=True, kw_only=True):
     availability_zone: str | None
 
 
+class EnsureSnapshot(MakingEffect, frozen=True, kw_only=True):
+    """There is an available snapshot of this name of the volume, which a server may have. Yields `snapshot_id`."""
+
+    name: str
+    project: str
+    volume_id: str
+
+
 class EnsureCredentials(MakingEffect, frozen=True, kw_only=True):
     """The guest's own broker credentials exist and are accepted. Yields no facts."""
 
@@ -301,11 +309,18 @@ class VolumeAbsent(ClearingEffect, frozen=True, kw_only=True):
     volume_id: str | None
 
 
+class SnapshotAbsent(ClearingEffect, frozen=True, kw_only=True):
+    """No snapshot of this name or id exists. Yields no facts."""
+
+    name: str
+    snapshot_id: str | None
+
+
 class SurplusAbsent(ClearingEffect, frozen=True, kw_only=True):
     """Of what nothing fences there is only what is to be kept. Yields `removed`, the ids of what there was besides.
 
-    Looked for are volumes, server groups and floating addresses of the name, and security groups of theirs; `keep`
-    holds ids of all kinds.
+    Looked for are snapshots, volumes, server groups and floating addresses of the name, and security groups of
+    theirs; `keep` holds ids of all kinds.
     """
 
     name: str

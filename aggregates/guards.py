@@ -73,6 +73,14 @@ class Guards:
         """It is reached from outside, and shall not be."""
         return _is_public(subject.access) and not subject.new_access.public
 
+    def wants_snapshot(self, subject: Any) -> bool:
+        """The volume is to be kept as it was, and is not yet."""
+        return bool(subject.snapshot) and subject.held(ResourceKind.SNAPSHOT) is None
+
+    def may_have_snapshot(self, subject: Any) -> bool:
+        """There is one, or was to be."""
+        return subject.snapshot_due or subject.held(ResourceKind.SNAPSHOT) is not None
+
     def extends_offline(self, subject: Any) -> bool:
         """The cloud extends no volume that a server has."""
         return bool(subject.offline)

@@ -124,7 +124,8 @@ class Instance(Lifecycled):
         self.management_port_id: str | None = None
         self.floating_address_id: str | None = None
         self.public_address: str | None = None
-        self.offline = False
+        self.offline = self.snapshot = self.snapshot_due = False
+        self.snapshot_id: str | None = None
         self.port_id: str | None = None
         self.address: str | None = None
         self.port: int | None = None
@@ -166,10 +167,17 @@ class Instance(Lifecycled):
         """The name of the port by which its agent is reached, in the cloud."""
         return resource_name(self.id, ResourceKind.MANAGEMENT_PORT)
 
+    @property
+    def kept(self) -> str:
+        """The snapshot of a rebuild that fails."""
+        snapshot = self.held(ResourceKind.SNAPSHOT) if self.status == "REBUILD" else None
+        return "" if snapshot is None else f"; the volume as it was before is kept as snapshot {snapshot}"
+
     def left(self) -> tuple[str, ...]:
         """What there is of it: while it is being removed what the states ahead would remove, else all that is known."""
         ahead = [self.owing[state] for state in path(type(self), self.state, self)]
-        removed = [owed.then for owed in ahead if owed.absence]
+        # A rebuild removes no more than a snapshot.
+        removed = [owed.then for owed in ahead if owed.absence] if self.status != "REBUILD" else []
         return tuple(
             f"{what} {self._named(fact, name)}" if fact is not None else what
             for transition, what, fact, name in _HELD
@@ -268,12 +276,21 @@ class Instance(Lifecycled):
     def _(self, command: Rebuild, context: Context) -> None:
         if command.image_id:
             arguments.check_honoured("image_id", arguments.offered_where(self.region, context.catalogue))
+        if command.snapshot:
+            arguments.check_honoured("snapshot", arguments.offered_where(self.region, context.catalogue))
         if self.port is None and self.can("rebuild_requested"):
             raise Refusal(
                 "forbidden_state", "there is no database yet to be kept; delete the instance, and create anew"
             )
         image_id = command.image_id or self.image_id
-        self.begin("rebuild_requested", command.wire_name(), context, command.limit, new_image_id=image_id)
+        self.begin(
+            "rebuild_requested",
+            command.wire_name(),
+            context,
+            command.limit,
+            new_image_id=image_id,
+            snapshot=command.snapshot,
+        )
 
     @_decide.register
     def _(self, command: UpdateAccess, context: Context) -> None:
@@ -323,6 +340,7 @@ class Instance(Lifecycled):
 _HELD: tuple[tuple[str, str, str | None, str], ...] = (
     ("server_deleted", "server", "server_id", "resource_name"),
     ("floating_address_deleted", "floating address", "floating_address_id", "resource_name"),
+    ("snapshot_deleted", "snapshot", "snapshot_id", "resource_name"),
     ("volume_deleted", "volume", "volume_id", "resource_name"),
     ("port_deleted", "port", "port_id", "resource_name"),
     ("management_port_deleted", "port", "management_port_id", "management_port_name"),

@@ -220,9 +220,18 @@ class MigrationRequested(Requested):
 
 
 class RebuildRequested(Requested):
-    """rebuild was accepted. `new_image_id` None: the image of the datastore's version."""
+    """rebuild was accepted. `new_image_id` None: the image of the datastore's version.
+
+    `snapshot`: the volume is to be kept as it was; older versions knew no snapshots.
+    """
 
     new_image_id: str | None
+    snapshot: bool = False
+
+    def apply(self, aggregate: Any) -> None:
+        """Until it is removed there may be one."""
+        super().apply(aggregate)
+        aggregate.snapshot_due = aggregate.snapshot_due or self.snapshot
 
 
 class AccessUpdateRequested(Requested):
@@ -345,6 +354,14 @@ class VolumeCreated(Transition):
     makes = ResourceKind.VOLUME
 
     volume_id: str
+
+
+class SnapshotCreated(Transition):
+    """The volume is kept as it is now by a snapshot."""
+
+    makes = ResourceKind.SNAPSHOT
+
+    snapshot_id: str
 
 
 class CredentialsIssued(Transition):
@@ -500,6 +517,17 @@ class FloatingAddressDeleted(Transition):
     public_address: None
 
 
+class SnapshotDeleted(Transition):
+    """No snapshot of the volume that bears the instance's name exists."""
+
+    removes = ResourceKind.SNAPSHOT
+
+    def apply(self, aggregate: Any) -> None:
+        """There can be none until one is asked for again."""
+        super().apply(aggregate)
+        aggregate.snapshot_due = False
+
+
 class VolumeDeleted(Transition):
     """No volume of the instance exists."""
 
@@ -555,6 +583,7 @@ TRANSITIONS: tuple[type[Transition], ...] = (
     PortUnsecured,
     FloatingAddressCreated,
     VolumeCreated,
+    SnapshotCreated,
     CredentialsIssued,
     ServerCreated,
     VolumeAttached,
@@ -582,6 +611,7 @@ TRANSITIONS: tuple[type[Transition], ...] = (
     FloatingAddressDeleted,
     PortDeleted,
     ManagementPortDeleted,
+    SnapshotDeleted,
     VolumeDeleted,
     SecurityGroupDeleted,
     ServerGroupDeleted,

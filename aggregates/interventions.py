@@ -59,7 +59,9 @@ def abandon(aggregate: Lifecycled, command: AbandonOperation, context: Context) 
     _parked(aggregate, command)
     parked = aggregate.parked
     assert parked is not None  # noqa: S101 - just looked at
-    message = f"{_said('abandoned', command, context)}; {parked.effect} could not be paid: {parked.message}"
+    message = (
+        f"{_said('abandoned', command, context)}; {parked.effect} could not be paid: {parked.message}{aggregate.kept}"
+    )
     aggregate.take(
         "operation_abandoned",
         at=context.at,

@@ -101,10 +101,13 @@ class InstanceLifecycle(Guards, StateChart[Any]):
         """The server is made anew from an image; volume and data stay."""
 
         rebuild_stop = State(initial=True)
+        rebuild_snapshot = State()
         rebuild_server = State()
         rebuild_agent = State()
         rebuild_database = State()
         rebuild_health = State()
+        rebuild_snapshot_deleted = State()
+        undo_rebuild_snapshot = State()
 
     class UPDATE(State.Compound):
         """Who can reach the database is being changed."""
@@ -144,6 +147,7 @@ class InstanceLifecycle(Guards, StateChart[Any]):
         delete_address = State()
         delete_port = State()
         delete_management_port = State()
+        delete_snapshot = State()
         delete_volume = State()
         delete_security_group = State()
         delete_server_group = State()
@@ -162,7 +166,11 @@ class InstanceLifecycle(Guards, StateChart[Any]):
     volume_resize_requested = ACTIVE.to(RESIZE.resize_volume_quota)
     flavor_resize_requested = ACTIVE.to(RESIZE.resize_flavor_quota)
     migration_requested = ACTIVE.to(MIGRATE.migrate_stop)
-    rebuild_requested = ACTIVE.to(REBUILD.rebuild_stop) | ERROR.to(REBUILD.rebuild_server)
+    rebuild_requested = (
+        ACTIVE.to(REBUILD.rebuild_stop)
+        | ERROR.to(REBUILD.rebuild_snapshot, cond="wants_snapshot")
+        | ERROR.to(REBUILD.rebuild_server)
+    )
     access_update_requested = (
         ACTIVE.to(UPDATE.update_security_group, cond="adopts_security_group")
         | ACTIVE.to(UPDATE.update_rules_added, cond="admits_more")
@@ -254,6 +262,12 @@ class InstanceLifecycle(Guards, StateChart[Any]):
         | UPDATE.update_address_created.to(ACTIVE)
     )
     volume_created = BUILD.build_volume.to(BUILD.build_credentials)
+    snapshot_created = REBUILD.rebuild_snapshot.to(REBUILD.rebuild_server)
+    snapshot_deleted = (
+        REBUILD.rebuild_snapshot_deleted.to(ACTIVE)
+        | REBUILD.undo_rebuild_snapshot.to(ERROR)
+        | SHUTDOWN.delete_snapshot.to(SHUTDOWN.delete_volume)
+    )
     credentials_issued = BUILD.build_credentials.to(BUILD.build_server)
     server_created = BUILD.build_server.to(BUILD.build_address, cond="wants_address") | BUILD.build_server.to(
         BUILD.build_attachment
@@ -272,6 +286,7 @@ class InstanceLifecycle(Guards, StateChart[Any]):
         | REBOOT.reboot_health.to(ACTIVE)
         | RESIZE.resize_volume_health.to(ACTIVE)
         | RESIZE.resize_flavor_health.to(RESIZE.resize_flavor_confirm)
+        | REBUILD.rebuild_health.to(REBUILD.rebuild_snapshot_deleted, cond="may_have_snapshot")
         | REBUILD.rebuild_health.to(ACTIVE)
         | MIGRATE.migrate_health.to(MIGRATE.migrate_confirm)
         | START.start_health.to(ACTIVE)
@@ -283,6 +298,7 @@ class InstanceLifecycle(Guards, StateChart[Any]):
         | RESIZE.resize_volume_stop.to(RESIZE.resize_volume_detach)
         | RESIZE.resize_flavor_stop.to(RESIZE.resize_flavor_server)
         | MIGRATE.migrate_stop.to(MIGRATE.migrate_server)
+        | REBUILD.rebuild_stop.to(REBUILD.rebuild_snapshot, cond="wants_snapshot")
         | REBUILD.rebuild_stop.to(REBUILD.rebuild_server)
         | STOP.stop_database.to(STOP.stop_server)
         | SHUTDOWN.delete_database.to(SHUTDOWN.delete_server)
@@ -344,14 +360,17 @@ class InstanceLifecycle(Guards, StateChart[Any]):
         | SHUTDOWN.delete_volume.to(SHUTDOWN.delete_server_group, cond="wants_server_group")
         | SHUTDOWN.delete_volume.to(SHUTDOWN.delete_credentials)
     )
-    management_port_deleted = BUILD.undo_build_management_port.to(
-        BUILD.undo_build_port
-    ) | SHUTDOWN.delete_management_port.to(SHUTDOWN.delete_volume)
+    management_port_deleted = (
+        BUILD.undo_build_management_port.to(BUILD.undo_build_port)
+        | SHUTDOWN.delete_management_port.to(SHUTDOWN.delete_snapshot, cond="may_have_snapshot")
+        | SHUTDOWN.delete_management_port.to(SHUTDOWN.delete_volume)
+    )
     port_deleted = (
         BUILD.undo_build_port.to(BUILD.undo_build_security_group, cond="wants_security_group")
         | BUILD.undo_build_port.to(BUILD.undo_build_server_group, cond="wants_server_group")
         | BUILD.undo_build_port.to(BUILD.undo_build_credentials)
         | SHUTDOWN.delete_port.to(SHUTDOWN.delete_management_port, cond="wants_management_port")
+        | SHUTDOWN.delete_port.to(SHUTDOWN.delete_snapshot, cond="may_have_snapshot")
         | SHUTDOWN.delete_port.to(SHUTDOWN.delete_volume)
     )
     security_group_deleted = (
@@ -406,6 +425,7 @@ class InstanceLifecycle(Guards, StateChart[Any]):
         | MIGRATE.migrate_start.to(MIGRATE.undo_migrate_server)
         | MIGRATE.migrate_health.to(MIGRATE.undo_migrate_server)
         | REBUILD.rebuild_stop.to(ERROR)
+        | REBUILD.rebuild_snapshot.to(REBUILD.undo_rebuild_snapshot)
         | REBUILD.rebuild_server.to(ERROR)
         | UPDATE.update_security_group.to(UPDATE.undo_update_security_group)
         | UPDATE.update_port.to(UPDATE.undo_update_port)

@@ -33,6 +33,7 @@ from aggregates.effects import (
     EnsureSecurityGroup,
     EnsureServer,
     EnsureServerGroup,
+    EnsureSnapshot,
     EnsureVolume,
     ExtendVolume,
     FloatingAddressAbsent,
@@ -51,6 +52,7 @@ from aggregates.effects import (
     SendCommand,
     ServerAbsent,
     ServerGroupAbsent,
+    SnapshotAbsent,
     StartDatabase,
     StartServer,
     StopDatabase,
@@ -178,6 +180,10 @@ def _volume(i: Instance) -> EnsureVolume:
     )
 
 
+def _snapshot(i: Instance) -> EnsureSnapshot:
+    return EnsureSnapshot(instance_id=i.id, name=i.resource_name, project=i.project, volume_id=i.volume_id or "")
+
+
 def _server(i: Instance) -> EnsureServer:
     return EnsureServer(
         instance_id=i.id,
@@ -265,6 +271,10 @@ def _volume_absent(i: Instance) -> VolumeAbsent:
     return VolumeAbsent(instance_id=i.id, name=i.resource_name, volume_id=i.volume_id)
 
 
+def _snapshot_absent(i: Instance) -> SnapshotAbsent:
+    return SnapshotAbsent(instance_id=i.id, name=i.resource_name, snapshot_id=i.snapshot_id)
+
+
 def _port_absent(i: Instance) -> PortAbsent:
     return PortAbsent(instance_id=i.id, name=i.resource_name, port_id=i.port_id)
 
@@ -296,7 +306,7 @@ def _server_group_absent(i: Instance) -> ServerGroupAbsent:
 
 
 def _surplus_absent(i: Instance) -> SurplusAbsent:
-    kept = (i.volume_id, i.server_group_id, i.security_group_id, i.floating_address_id)
+    kept = (i.snapshot_id, i.volume_id, i.server_group_id, i.security_group_id, i.floating_address_id)
     return SurplusAbsent(
         instance_id=i.id,
         name=i.resource_name,
@@ -338,6 +348,7 @@ _started = Owed("database_started", _start)
 _health = Owed("database_healthy", _on_instance(AwaitHealthy))
 _reverted = Owed("server_reverted", _revert, attempts=STUBBORN)
 _server_gone = Owed("server_deleted", _server_absent, attempts=STUBBORN, absence=True)
+_snapshot_gone = Owed("snapshot_deleted", _snapshot_absent, attempts=STUBBORN, absence=True)
 _volume_gone = Owed("volume_deleted", _volume_absent, attempts=STUBBORN, absence=True)
 _port_gone = Owed("port_deleted", _port_absent, attempts=STUBBORN, absence=True)
 _management_port_gone = Owed("management_port_deleted", _management_port_absent, attempts=STUBBORN, absence=True)
@@ -439,10 +450,13 @@ _OWED: Mapping[str, Owed[Any]] = {
     "undo_migrate_agent": _agent,
     "undo_migrate_start": _started,
     "rebuild_stop": _let_go,
+    "rebuild_snapshot": Owed("snapshot_created", _snapshot),
     "rebuild_server": Owed("server_rebuilt", _rebuild, lambda i: {"image_id": i.new_image_id}),
     "rebuild_agent": _agent,
     "rebuild_database": Owed("database_rebuilt", _rebuild_database),
     "rebuild_health": _health,
+    "rebuild_snapshot_deleted": _snapshot_gone,
+    "undo_rebuild_snapshot": _snapshot_gone,
     # Rules come before the address: never is it public while those are let in who shall not be any more.
     "update_security_group": Owed("security_group_created", _security_group),
     "update_rules_added": Owed(
@@ -490,6 +504,7 @@ _OWED: Mapping[str, Owed[Any]] = {
     "delete_address": _address_gone,
     "delete_port": _port_gone,
     "delete_management_port": _management_port_gone,
+    "delete_snapshot": _snapshot_gone,
     "delete_volume": _volume_gone,
     "delete_security_group": _security_group_gone,
     "delete_server_group": _server_group_gone,

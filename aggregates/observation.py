@@ -28,11 +28,13 @@ _REMOVED_BY: dict[str, frozenset[ResourceKind]] = {
     "ServerAbsent": frozenset({ResourceKind.SERVER}),
     "FloatingAddressAbsent": frozenset({ResourceKind.FLOATING_ADDRESS}),
     "PortAbsent": frozenset({ResourceKind.PORT, ResourceKind.MANAGEMENT_PORT}),
+    "SnapshotAbsent": frozenset({ResourceKind.SNAPSHOT}),
     "VolumeAbsent": frozenset({ResourceKind.VOLUME}),
     "SecurityGroupAbsent": frozenset({ResourceKind.SECURITY_GROUP}),
     "ServerGroupAbsent": frozenset({ResourceKind.SERVER_GROUP}),
     "SurplusAbsent": frozenset(
         {
+            ResourceKind.SNAPSHOT,
             ResourceKind.VOLUME,
             ResourceKind.FLOATING_ADDRESS,
             ResourceKind.SECURITY_GROUP,

@@ -17,6 +17,7 @@ class ResourceKind(StrEnum):
     FLOATING_ADDRESS = "floating_address"
     PORT = "port"
     MANAGEMENT_PORT = "management_port"
+    SNAPSHOT = "snapshot"
     VOLUME = "volume"
     SECURITY_GROUP = "security_group"
     SERVER_GROUP = "server_group"

@@ -87,6 +87,7 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     floating_address_gone: bool
     port_gone: bool
     management_port_gone: bool
+    snapshot_gone: bool
     volume_gone: bool
     security_group_gone: bool
     server_group_gone: bool
@@ -121,6 +122,9 @@ class InstanceSnapshot(Snapshot, frozen=True, kw_only=True):
     floating_address_id: str | None
     public_address: str | None
     offline: bool
+    snapshot: bool
+    snapshot_due: bool
+    snapshot_id: str | None
     port_id: str | None
     address: str | None
     port: int | None

@@ -21,6 +21,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from aggregates.base import Event, Failure, Lifecycled, Obligation, WrongFactsError
@@ -425,7 +426,8 @@ class Settler(Listener):
             due_at = now + timedelta(seconds=max(0.0, until - monotonic()))
             aggregate.note("LastLookDue", at=now, due_at=due_at, **about)
         elif aggregate.can("failed"):
-            aggregate.take("failed", at=self._now(), failure=failure)
+            said = msgspec.structs.replace(failure, message=failure.message + aggregate.kept)
+            aggregate.take("failed", at=self._now(), failure=said)
         else:
             aggregate.note("OperationParked", at=self._now(), **about)
 

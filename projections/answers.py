@@ -102,6 +102,7 @@ class InstanceAnswer(Answer, frozen=True, kw_only=True):
     host: str | None
     server_id: str | None
     volume_id: str | None
+    snapshot_id: str | None
     port_id: str | None
     operation_id: UUID | None
     operation: str | None

@@ -23,6 +23,7 @@ from aggregates.instance_events import (
     OrphanAdopted,
     PortDeleted,
     ServerDeleted,
+    SnapshotDeleted,
     VolumeDeleted,
 )
 from aggregates.resources import Resource, ResourceKind
@@ -42,8 +43,9 @@ TABLES = {
         volume_size INTEGER NOT NULL, volume_type TEXT, region TEXT, availability_zone TEXT, image_id TEXT,
         locality TEXT,
         public_address TEXT, access TEXT, host TEXT, server_id TEXT,
-        volume_id TEXT, port_id TEXT, operation_id TEXT, operation TEXT, parked INTEGER NOT NULL DEFAULT 0,
-        failure TEXT, drift TEXT NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
+        volume_id TEXT, snapshot_id TEXT, port_id TEXT, operation_id TEXT, operation TEXT,
+        parked INTEGER NOT NULL DEFAULT 0, failure TEXT, drift TEXT NOT NULL,
+        created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
         deleted INTEGER NOT NULL DEFAULT 0, deleted_at TEXT, version INTEGER NOT NULL,
         lifecycle_version INTEGER NOT NULL, last_event TEXT NOT NULL, last_command TEXT NOT NULL,
         last_actor TEXT NOT NULL)""",
@@ -73,12 +75,24 @@ LISTING = Listing(
     default={"deleted": 0},
 )
 # Facts of events that are columns under the same name.
-_FACTS = ("address", "public_address", "port", "port_id", "volume_id", "server_id", "host", "volume_size", "image_id")
+_FACTS = (
+    "address",
+    "public_address",
+    "port",
+    "port_id",
+    "volume_id",
+    "snapshot_id",
+    "server_id",
+    "host",
+    "volume_size",
+    "image_id",
+)
 # What is gone is no longer shown as held.
 _GONE: dict[type[Any], dict[str, None]] = {
     ServerDeleted: {"server_id": None, "host": None},
     PortDeleted: {"port_id": None, "address": None},
     VolumeDeleted: {"volume_id": None},
+    SnapshotDeleted: {"snapshot_id": None},
 }
 
 

@@ -57,7 +57,8 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
         f"{'host ' + e.target_host if e.target_host else 'another host'}."
     ),
     "instance.RebuildRequested": lambda e: (
-        f"{e.operation.actor} asked to make the server anew from {_image(e.new_image_id)}."
+        f"{e.operation.actor} asked to make the server anew from {_image(e.new_image_id)}"
+        f"{', and to keep a snapshot of the volume until it is healthy' if e.snapshot else ''}."
     ),
     "instance.AccessUpdateRequested": lambda e: (
         f"{e.operation.actor} asked that the database be {'public' if e.new_access.public else 'private'}, and "
@@ -75,6 +76,7 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
     "instance.DeletionRequested": _requested("to delete the instance"),
     "instance.PortCreated": lambda e: f"The port {e.port_id} exists, with the address {e.address}.",
     "instance.VolumeCreated": lambda e: f"The volume {e.volume_id} exists and is available.",
+    "instance.SnapshotCreated": lambda e: f"The volume is kept as it is now by the snapshot {e.snapshot_id}.",
     "instance.ServerCreated": lambda e: f"The server {e.server_id} exists and is ACTIVE, on host {e.host}.",
     "instance.DatabasePrepared": lambda e: f"The database is installed, secured and started, on port {e.port}.",
     "instance.ServerMigrated": lambda e: f"The server is on host {e.new_host}, to be confirmed.",

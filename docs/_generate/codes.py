@@ -261,6 +261,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Several disks of the machine may be its volume.",
         "Name the right one in the image's configuration.",
     ),
+    "has_snapshots": (
+        "Somebody has made snapshots of the volume, which the cloud does not delete before they are deleted.",
+        "Delete the snapshots that are named, or have the step skipped; then retry.",
+    ),
     "volume_away": (
         "The machine's volume is not mounted.",
         "Attach it, and see what holdfast-volume.service says.",

@@ -105,12 +105,17 @@ def rebuild(
     context: typer.Context,
     instance: Instance,
     image: Annotated[str | None, typer.Option(help="Image to make it from; else that it was made from.")] = None,
+    snapshot: Annotated[
+        bool, typer.Option("--snapshot", help="Keep a snapshot of the volume until the database is healthy again.")
+    ] = False,
     wait: Wait = True,
     dry_run: DryRun = False,
 ) -> None:
     """Make the server anew; databases, users and data stay."""
-    args = {} if image is None else {"image_id": image}
-    _act(context, instance, "rebuild", args, lambda m, i: m.rebuild(i, image), wait, dry_run)
+    args: dict[str, Any] = {} if image is None else {"image_id": image}
+    if snapshot:
+        args["snapshot"] = True
+    _act(context, instance, "rebuild", args, lambda m, i: m.rebuild(i, image, snapshot=snapshot), wait, dry_run)
 
 
 def update_access(

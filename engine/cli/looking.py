@@ -100,6 +100,7 @@ def show(context: typer.Context, instance: Instance) -> None:
                 ("host", found.get("host")),
                 ("server", found.get("server_id")),
                 ("volume id", found.get("volume_id")),
+                ("snapshot id", found.get("snapshot_id")),
                 ("port id", found.get("port_id")),
                 ("created", moment(found["created_at"])),
                 ("deleted", moment(found.get("deleted_at"))),

@@ -208,10 +208,14 @@ class TaskManager:
         return await self._send(identifier(instance_id), "migrate", present(host=host), options)
 
     async def rebuild(
-        self, instance_id: UUID | str, image_id: str | None = None, **options: Unpack[Options]
+        self, instance_id: UUID | str, image_id: str | None = None, snapshot: bool = False, **options: Unpack[Options]
     ) -> Operation:
-        """Make the server anew, from the image if one is named; databases, users and data stay."""
-        return await self._send(identifier(instance_id), "rebuild", present(image_id=image_id), options)
+        """Make the server anew, from the image if one is named; databases, users and data stay.
+
+        `snapshot`: the volume as it was is kept until the database is healthy again.
+        """
+        args = present(image_id=image_id, snapshot=snapshot or None)
+        return await self._send(identifier(instance_id), "rebuild", args, options)
 
     async def update_access(
         self, instance_id: UUID | str, access: Mapping[str, Any], **options: Unpack[Options]

@@ -75,6 +75,7 @@ ABSENCES = {
     "undo_build_security_group", "undo_build_server_group", "undo_build_credentials", "undo_build_quota",
     "build_surplus", "update_surplus", "update_address_deleted", "undo_update_address", "undo_update_port",
     "undo_update_security_group", "delete_server", "delete_address", "delete_port", "delete_management_port",
+    "rebuild_snapshot_deleted", "undo_rebuild_snapshot", "delete_snapshot",
     "delete_volume", "delete_security_group", "delete_server_group", "delete_credentials", "delete_quota",
 }  # fmt: skip
 
@@ -199,14 +200,15 @@ def test_a_state_entered_by_a_cancel_may_overtake_a_call() -> None:
     assert instance.overtaken
 
 
-def test_cancel_is_declared_where_a_failure_is_undone_but_for_a_volume_that_may_have_grown() -> None:
+def test_cancel_is_declared_where_a_failure_is_undone_but_in_a_rebuild_or_when_a_volume_may_have_grown() -> None:
     undone = {
         source
         for source, targets in transitions(Instance.chart)["failed"].items()
         if any(target.startswith("undo_") for target in targets)
     }
-    assert undone - transitions(Instance.chart)["cancel_requested"].keys() == {"resize_volume_extend"}
-    assert transitions(Instance.chart)["cancel_requested"].keys() <= undone
+    cancels = transitions(Instance.chart)["cancel_requested"].keys()
+    assert undone - cancels == {"resize_volume_extend", "rebuild_snapshot"}
+    assert cancels <= undone
 
 
 # --- retry --------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from tests.support.given import (
     everywhere,
     fail,
     intervention,
+    keeping,
     park,
     requested,
     requested_fully,
@@ -36,6 +37,7 @@ IDS = {
     ADDRESS: "address-1",
     PORT: "port-1",
     ResourceKind.MANAGEMENT_PORT: "port-2",
+    ResourceKind.SNAPSHOT: "snapshot-1",
     VOLUME: "volume-1",
     ResourceKind.SECURITY_GROUP: "security-group-1",
     ResourceKind.SERVER_GROUP: "server-group-1",
@@ -63,6 +65,7 @@ def whole() -> Instance:
     """One that has something of each kind."""
     instance = requested_fully()
     settle(instance)
+    keeping(instance)
     assert {kind: instance.held(kind) for kind in ResourceKind} == IDS
     return instance
 

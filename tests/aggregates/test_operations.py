@@ -154,6 +154,8 @@ PAID = {
     "port_unsecured": "PortGroupAbsent",
     "floating_address_created": "EnsureFloatingAddress",
     "volume_created": "EnsureVolume",
+    "snapshot_created": "EnsureSnapshot",
+    "snapshot_deleted": "SnapshotAbsent",
     "credentials_issued": "EnsureCredentials",
     "server_created": "EnsureServer",
     "volume_attached": "EnsureAttachment",

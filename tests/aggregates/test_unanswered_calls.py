@@ -31,7 +31,7 @@ from tests.support.given import (
 LATER = NOON + timedelta(seconds=60)
 CLEARING = {
     "ServerAbsent", "VolumeAbsent", "PortAbsent", "FloatingAddressAbsent", "SecurityGroupAbsent", "ServerGroupAbsent",
-    "PortGroupAbsent", "AccessRulesAbsent", "SurplusAbsent", "RevertServer", "CredentialsAbsent",
+    "SnapshotAbsent", "PortGroupAbsent", "AccessRulesAbsent", "SurplusAbsent", "RevertServer", "CredentialsAbsent",
 }  # fmt: skip
 AGAIN = {"undo_resize_volume_attach", "undo_update_rules_removed"}  # what was taken away is there again
 

@@ -60,14 +60,16 @@ async def _two_of_each(wishes: Wishes) -> CloudEffect:
     for effect in (wishes.server_group, wishes.security_group):
         await wishes.pay(effect())
     await wishes.build()
+    await wishes.pay(wishes.snapshot())
     for call, args in (
+        ("create_snapshot", {"name": wishes.name, "volume_id": wishes.facts["volume_id"]}),
         ("create_volume", {"name": wishes.name, "size": 1}),
         ("create_server_group", {"name": wishes.name, "policy": "anti-affinity"}),
         ("create_security_group", {"name": wishes.group_name}),
     ):
         other = await wishes.cloud.api.call(Call(name=call, args=args))  # type: ignore[union-attr]
         assert other.id not in wishes.facts.values()
-    await asyncio.sleep(STALEST)  # what made it is over for so long when the chart comes to this
+    await asyncio.sleep(STALEST + 1)  # what made it is over for so long when the chart comes to this
     return wishes.no_surplus()
 
 
@@ -87,6 +89,8 @@ EFFECTS: Mapping[type[CloudEffect], Prepare] = {
     effects.SecurityGroupAbsent: _bare(Wishes.no_security_group, Wishes.security_group, Wishes.rules),
     effects.ServerGroupAbsent: _bare(Wishes.no_server_group, Wishes.server_group),
     effects.EnsureVolume: _bare(Wishes.volume),
+    effects.EnsureSnapshot: _built(Wishes.snapshot),
+    effects.SnapshotAbsent: _bare(Wishes.no_snapshot, Wishes.volume, Wishes.snapshot),
     effects.EnsureServer: _bare(Wishes.server, Wishes.port),
     effects.EnsureAttachment: _bare(Wishes.attachment, Wishes.port, Wishes.volume, Wishes.server),
     effects.DetachVolume: _built(Wishes.detachment),
@@ -109,7 +113,7 @@ EFFECTS: Mapping[type[CloudEffect], Prepare] = {
 
 
 # What the cloud lets be there twice under one name.
-UNFENCED = (effects.EnsureVolume, effects.EnsureSecurityGroup, effects.EnsureServerGroup)
+UNFENCED = (effects.EnsureVolume, effects.EnsureSnapshot, effects.EnsureSecurityGroup, effects.EnsureServerGroup)
 
 
 def kinds(base: type[Effect]) -> set[type[Effect]]:
@@ -216,7 +220,7 @@ class Trial:
     def changes(self) -> Counter[str]:
         """What the cloud carried out for the effect, so often; what was made and removed again is left out."""
         counted = Counter(f"{entry.action} {entry.kind}" for entry in self.api.ledger[self._before :])
-        for kind in ("volume", "security_group", "server_group"):
+        for kind in ("volume", "snapshot", "security_group", "server_group"):
             surplus = min(counted[f"create {kind}"] - 1, counted[f"delete {kind}"])
             if surplus > 0:
                 counted[f"create {kind}"] -= surplus

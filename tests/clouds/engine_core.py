@@ -20,6 +20,7 @@ from aggregates.commands import CreateInstance, InstanceCommand
 from aggregates.effects import CloudEffect, Effect, GuestEffect
 from aggregates.instance import Instance
 from aggregates.obligations import admitted
+from aggregates.resources import ResourceKind
 from engine.clock import monotonic
 from engine.clouds.simulated import CATALOGUE, SimulatedCloud, SimulatedGuests
 from engine.clouds.simulated.site import Site
@@ -124,6 +125,7 @@ class Core:
             "ports": {each["id"]: list(each["security_groups"]) for each in inventory["ports"].values()},
             "addresses": [(each["id"], each["port_id"]) for each in inventory["floating_addresses"].values()],
             "volumes": [(each["id"], each["size"]) for each in inventory["volumes"].values()],
+            "snapshots": list(inventory["snapshots"]),
             "servers": [
                 (
                     each["id"],
@@ -145,6 +147,7 @@ def says(instance: Instance) -> dict[str, Any]:
             "ports": {},
             "addresses": [],
             "volumes": [],
+            "snapshots": [],
             "servers": [],
         }
     guarded, public = instance.access is not None, instance.public_address is not None
@@ -156,6 +159,7 @@ def says(instance: Instance) -> dict[str, Any]:
         | ({} if instance.management_port_id is None else {instance.management_port_id: []}),
         "addresses": [(instance.floating_address_id, instance.port_id)] if public else [],
         "volumes": [(instance.volume_id, instance.volume_size)],
+        "snapshots": [each for each in (instance.held(ResourceKind.SNAPSHOT),) if each is not None],
         "servers": [(instance.server_id, instance.status, instance.flavor.id, instance.host)],
     }
 

@@ -176,7 +176,7 @@ def test_where_every_call_is_answered_nothing_is_noted_and_nothing_waited_for(na
 def _changes(site: Site) -> list[str]:
     """What the cloud has carried out; of what nothing fences only whether as many are gone as were made."""
     changes = sorted(f"{entry.action} {entry.kind}" for entry in site.api.ledger)
-    for kind in ("volume", "security_group", "server_group"):
+    for kind in ("volume", "snapshot", "security_group", "server_group"):
         for _ in range(changes.count(f"create {kind}") - 1):
             changes.remove(f"create {kind}")
             changes.remove(f"delete {kind}")

@@ -123,6 +123,14 @@ class Wishes:
         settings: dict[str, Any] = {"volume_type": None, "availability_zone": None, **given}
         return effects.EnsureVolume(instance_id=self.id, name=self.name, project="p", size=size, **settings)
 
+    def snapshot(self) -> effects.EnsureSnapshot:
+        return effects.EnsureSnapshot(
+            instance_id=self.id, name=self.name, project="p", volume_id=self.facts["volume_id"]
+        )
+
+    def no_snapshot(self) -> effects.SnapshotAbsent:
+        return effects.SnapshotAbsent(instance_id=self.id, name=self.name, snapshot_id=self.facts.get("snapshot_id"))
+
     def server(self, **given: Any) -> effects.EnsureServer:
         settings: dict[str, Any] = {
             "name": self.name,

@@ -19,6 +19,7 @@ from aggregates.catalogue import Catalogue
 from aggregates.commands import (
     CreateInstance,
     DeleteInstance,
+    Rebuild,
     ReleaseBackup,
     ReleaseQuota,
     ReserveBackup,
@@ -401,6 +402,35 @@ def _with_surplus(teller: Teller) -> None:
     teller.note("CallUnanswered", effect="EnsureSecurityGroup", until=NOON + 60 * STEP)
 
 
+def _with_snapshot() -> Sequence[Any]:
+    teller = Teller("create_instance")
+    teller.settle()
+    teller.command(Rebuild(snapshot=True))
+    teller.settle()
+    return teller.events()
+
+
+def _snapshot_not_made() -> Sequence[Any]:
+    teller = Teller("create_instance")
+    teller.settle()
+    teller.command(Rebuild(snapshot=True))
+    teller.until("rebuild_snapshot")
+    teller.fail()
+    teller.settle()
+    return teller.events()
+
+
+def _snapshot_kept_and_deleted() -> Sequence[Any]:
+    teller = Teller("create_instance")
+    teller.settle()
+    teller.command(Rebuild(snapshot=True))
+    teller.until("rebuild_server")
+    teller.fail()
+    teller.command(DeleteInstance())
+    teller.settle()
+    return teller.events()
+
+
 def _deleted_while_off() -> Sequence[Any]:
     teller = Teller("start_instance")
     teller.command(DeleteInstance())
@@ -535,6 +565,9 @@ OTHERS: dict[str, Callable[[], Sequence[Any]]] = {
     "update_access-first-done": partial(_first_update, lambda _: None),
     "update_access-first-failed": partial(_first_update, _not_secured),
     "update_access-first-surplus": partial(_first_update, _with_surplus),
+    "rebuild-with_snapshot-done": _with_snapshot,
+    "rebuild-with_snapshot-failed": _snapshot_not_made,
+    "rebuild-with_snapshot-kept-deleted": _snapshot_kept_and_deleted,
     "start_instance-deleted_while_off": _deleted_while_off,
     "instance-in_another_region": _elsewhere,
     "instance-long_life": _long_life,

@@ -71,6 +71,7 @@ _YIELDING = {
     "EnsureManagementPort": "management_port_created",
     "EnsureFloatingAddress": "floating_address_created",
     "EnsureVolume": "volume_created",
+    "EnsureSnapshot": "snapshot_created",
     "EnsureServer": "server_created",
     "PrepareDatabase": "database_prepared",
     "MigrateServer": "server_migrated",

@@ -166,11 +166,14 @@ class Instance:
         await self.pay(self.server(management_port_id=self.facts["management_port_id"]))
         await self.pay(self.attachment())
         await self.pay(self.address())
+        await self.pay(self.snapshot())
 
     async def remove(self) -> None:
         """Nothing of it is left."""
-        for effect in (self.no_server, self.no_address, self.no_port, self.no_volume, self.no_group, self.no_servers):
+        for effect in (self.no_server, self.no_address, self.no_port, self.no_snapshot, self.no_volume):
             await self.pay(effect())
+        await self.pay(self.no_group())
+        await self.pay(self.no_servers())
 
     def flavor(self, name: str) -> str:
         """The id of the lab's flavor of this name."""
@@ -205,6 +208,14 @@ class Instance:
     def volume(self, size: int = 1, **given: Any) -> effects.EnsureVolume:
         settings: dict[str, Any] = {"volume_type": None, "availability_zone": None, **given}
         return effects.EnsureVolume(instance_id=self.id, name=self.name, project="tenant", size=size, **settings)
+
+    def snapshot(self) -> effects.EnsureSnapshot:
+        return effects.EnsureSnapshot(
+            instance_id=self.id, name=self.name, project="tenant", volume_id=self.facts["volume_id"]
+        )
+
+    def no_snapshot(self) -> effects.SnapshotAbsent:
+        return effects.SnapshotAbsent(instance_id=self.id, name=self.name, snapshot_id=self.facts.get("snapshot_id"))
 
     def server(self, **given: Any) -> effects.EnsureServer:
         settings: dict[str, Any] = {

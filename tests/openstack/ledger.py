@@ -47,27 +47,32 @@ def holdings(admin: Connection, *marks: str) -> list[Holding]:
 def remove(admin: Connection, *marks: str) -> None:
     """Remove everything that bears one of the marks. Returns when nothing is left that the services list."""
     removal: dict[str, Callable[[str], Any]] = {
+        "snapshot": admin.block_storage.delete_snapshot,
         "volume": lambda id_: admin.block_storage.delete_volume(id_, force=True),
         "port": admin.network.delete_port,
         "floating ip": admin.network.delete_ip,
         "security group": admin.network.delete_security_group,
         "server group": admin.compute.delete_server_group,
     }
-    for each in _servers(admin, *marks):
+    for each in _of_kind("server", admin, *marks):
         admin.compute.delete_server(each.id)
-    soon(lambda: not _servers(admin, *marks), within=120)  # until then they hold their volumes and ports
+    soon(lambda: not _of_kind("server", admin, *marks), within=120)  # until then they hold their volumes and ports
+    for each in _of_kind("snapshot", admin, *marks):
+        removal[each.kind](each.id)
+    soon(lambda: not _of_kind("snapshot", admin, *marks))  # until then their volumes stay
     for each in holdings(admin, *marks):
         removal[each.kind](each.id)
     soon(lambda: not holdings(admin, *marks))
 
 
-def _servers(admin: Connection, *marks: str) -> list[Holding]:
-    return [each for each in holdings(admin, *marks) if each.kind == "server"]
+def _of_kind(kind: str, admin: Connection, *marks: str) -> list[Holding]:
+    return [each for each in holdings(admin, *marks) if each.kind == kind]
 
 
 def _resources(admin: Connection) -> Iterator[tuple[str, list[Any]]]:
     yield "server", list(admin.compute.servers(all_projects=True))
     yield "volume", list(admin.block_storage.volumes(all_projects=True))
+    yield "snapshot", list(admin.block_storage.snapshots(all_projects=True))
     yield "port", list(admin.network.ports())
     yield "floating ip", list(admin.network.ips())
     yield "security group", list(admin.network.security_groups())

@@ -22,6 +22,7 @@ from aggregates.instance_events import StepSkipped
 from aggregates.obligations import admitted, quota_id
 from aggregates.quota import Held, Quota
 from aggregates.record import CommandAccepted, CommandRejected, record_id
+from aggregates.resources import ResourceKind
 from engine.clouds.simulated import Entry
 from engine.event_log import EventLog, Stored, fold
 from engine.messages import Outcome
@@ -46,6 +47,7 @@ RESOURCES = (
     Resource("ports", "resource_name", "port_id"),
     Resource("ports", "management_port_name", "management_port_id", lambda i: i.management_network is not None),
     Resource("volumes", "resource_name", "volume_id"),
+    Resource("snapshots", "resource_name", "snapshot_id", lambda i: i.held(ResourceKind.SNAPSHOT) is not None),
     Resource("servers", "resource_name", "server_id"),
     Resource("server_groups", "resource_name", "server_group_id", lambda i: i.locality is not None),
     Resource("security_groups", "security_group_name", "security_group_id", lambda i: i.access is not None),

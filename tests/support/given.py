@@ -20,6 +20,8 @@ from aggregates.commands import (
     CreateInstance,
     InstanceCommand,
     OperationCommand,
+    Rebuild,
+    Restart,
     StopInstance,
     UpdateAccess,
     example,
@@ -41,7 +43,7 @@ CATALOGUE = Catalogue(
     availability_zones=("az-1", "az-2"),
     volume_types=("local", "remote"),
     hosts=("host-1", "host-2"),
-    honours=frozenset({"access", "image_id", "locality", "nics"}),
+    honours=frozenset({"access", "image_id", "locality", "nics", "snapshot"}),
     extended_offline=frozenset({"remote"}),
     quota=Quota(),
 )
@@ -79,6 +81,7 @@ YIELDS: dict[str, dict[str, Any]] = {
     "management_port_created": {"management_port_id": "port-2"},
     "floating_address_created": {"floating_address_id": "address-1", "public_address": "203.0.113.7"},
     "volume_created": {"volume_id": "volume-1"},
+    "snapshot_created": {"snapshot_id": "snapshot-1"},
     "server_created": {"server_id": "server-1", "host": "host-1"},
     "database_prepared": {"port": 5432},
     "server_migrated": {"new_host": "host-2"},
@@ -131,6 +134,22 @@ def made_private() -> Instance:
     instance = requested_fully()
     settle(instance)
     instance.execute(UpdateAccess(public=False), context())
+    return instance
+
+
+def rebuilding(instance: Instance | None = None) -> Instance:
+    """One whose rebuild is to keep a snapshot of its volume."""
+    (command,) = variants(Rebuild)
+    instance = active() if instance is None else instance
+    instance.execute(command, context())
+    return instance
+
+
+def keeping(instance: Instance) -> Instance:
+    """ACTIVE again after a rebuild that failed, with the snapshot that it has kept."""
+    fail(advance(rebuilding(instance), "rebuild_server"))
+    instance.execute(Restart(), context())
+    settle(instance)
     return instance
 
 
@@ -232,6 +251,7 @@ def _everywhere() -> dict[str, Instance]:
         requested_before(),
         unanswered(requested_before()),
         made_private(),
+        rebuilding(),
     )
     found: dict[str, Instance] = {}
     for origin in origins:

@@ -27,6 +27,7 @@ from engine.clouds.openstack.offers import Offers
 from engine.clouds.openstack.ports import Ports
 from engine.clouds.openstack.server_groups import ServerGroups
 from engine.clouds.openstack.servers import Servers
+from engine.clouds.openstack.snapshots import Snapshots
 from engine.clouds.openstack.volumes import Volumes
 from engine.clouds.port import Facts, FinalError, Inventory, check_may_change, refuse_stranger
 from engine.clouds.traffic import Counts
@@ -67,7 +68,8 @@ class OpenStackCloud:
         self._servers = Servers(nova, config.servers, patience=patience)
         self._actions = Actions(nova, self._servers, config.timing.latest_effect)
         self._server_groups = ServerGroups(nova)
-        self._volumes = Volumes(cinder, config.volumes, self._has_server, patience=patience)
+        self._snapshots = Snapshots(cinder, patience=patience)
+        self._volumes = Volumes(cinder, config.volumes, self._has_server, self._snapshots, patience=patience)
         self._attachments = Attachments(nova, self._servers, self._volumes)
         self._ports = Ports(network, config.networks, self._has_server)
         self._groups = Groups(network.service)
@@ -81,6 +83,7 @@ class OpenStackCloud:
             ResourceKind.FLOATING_ADDRESS: (self._addresses.get, inventory.address, self._addresses.remove),
             ResourceKind.PORT: (self._ports.get, inventory.port, self._ports.remove),
             ResourceKind.MANAGEMENT_PORT: (self._ports.get, inventory.port, self._ports.remove),
+            ResourceKind.SNAPSHOT: (self._snapshots.get, inventory.snapshot, self._snapshots.remove),
             ResourceKind.VOLUME: (self._volumes.get, inventory.volume, self._volumes.remove),
             ResourceKind.SECURITY_GROUP: (self._groups.get, inventory.security_group, self._groups.remove),
             ResourceKind.SERVER_GROUP: (self._server_groups.get, inventory.server_group, self._server_groups.remove),
@@ -98,6 +101,7 @@ class OpenStackCloud:
         """Stop waiting, and let go of connections."""
         self._servers.close()
         self._volumes.close()
+        self._snapshots.close()
         self._calls.close()
 
     async def catalogue(self) -> Catalogue:
@@ -143,6 +147,8 @@ class OpenStackCloud:
             effects.EnsureVolume: self._in_turn(self._volumes.ensure),
             effects.ExtendVolume: self._volumes.extend,
             effects.VolumeAbsent: self._volumes.absent,
+            effects.EnsureSnapshot: self._in_turn(self._snapshots.ensure),
+            effects.SnapshotAbsent: self._snapshots.absent,
             effects.EnsureServer: self._in_turn(self._ensure_server),
             effects.ServerAbsent: self._servers.absent,
             effects.EnsureAttachment: self._attachments.ensure,
@@ -205,6 +211,7 @@ class OpenStackCloud:
     async def _surplus_absent(self, effect: effects.SurplusAbsent) -> Facts:
         holders = await self._ports.holders(effect.name, effect.instance_id)
         removed = await self._servers.surplus_absent(effect, holders) if holders else []
+        removed += await self._snapshots.surplus_absent(effect)
         removed += await self._volumes.surplus_absent(effect)
         removed += await self._addresses.surplus_absent(effect)
         removed += await self._groups.surplus_absent(effect)

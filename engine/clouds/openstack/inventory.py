@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from openstack.block_storage.v3._proxy import Proxy as Cinder
+from openstack.block_storage.v3.snapshot import Snapshot
 from openstack.block_storage.v3.volume import Volume
 from openstack.compute.v2._proxy import Proxy as Nova
 from openstack.compute.v2.server import Server
@@ -25,6 +26,7 @@ async def resources(nova: Service[Nova], neutron: Service[Neutron], cinder: Serv
     addresses = await neutron.look("list_ips", lambda it: list(it.ips(project_id=it.get_project_id())))
     ports = await neutron.look("list_ports", lambda it: list(it.ports(project_id=it.get_project_id())))
     volumes = await cinder.look("list_volumes", lambda it: list(it.volumes()))
+    snapshots = await cinder.look("list_snapshots", lambda it: list(it.snapshots()))
     groups = await neutron.look(
         "list_security_groups", lambda it: list(it.security_groups(project_id=it.get_project_id()))
     )
@@ -33,6 +35,7 @@ async def resources(nova: Service[Nova], neutron: Service[Neutron], cinder: Serv
         *(server(each) for each in servers if each.status not in GONE),
         *(address(each) for each in addresses),
         *(port(each) for each in ports),
+        *(snapshot(each) for each in snapshots),
         *(volume(each) for each in volumes),
         *(security_group(each) for each in groups),
         *(server_group(each) for each in server_groups),
@@ -88,6 +91,19 @@ def volume(found: Volume) -> Resource:
         status=found.status,
         size=found.size,
         server_id=holders[0] if holders else None,
+        instance_id=marks.instance((found.metadata or {}).get(marks.INSTANCE)),
+        project=(found.metadata or {}).get(marks.PROJECT),
+    )
+
+
+def snapshot(found: Snapshot) -> Resource:
+    """The snapshot of a volume."""
+    return Resource(
+        kind=ResourceKind.SNAPSHOT,
+        id=found.id,
+        name=found.name or "",
+        status=found.status,
+        size=found.size,
         instance_id=marks.instance((found.metadata or {}).get(marks.INSTANCE)),
         project=(found.metadata or {}).get(marks.PROJECT),
     )

@@ -14,7 +14,7 @@ from engine.clouds.openstack.config import CloudConfig
 from engine.clouds.openstack.images import Images
 from engine.clouds.port import FinalError
 
-HONOURS = frozenset({"access", "image_id", "locality", "nics"})
+HONOURS = frozenset({"access", "image_id", "locality", "nics", "snapshot"})
 
 
 class Offers:

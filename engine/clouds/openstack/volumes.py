@@ -14,6 +14,7 @@ from engine.clouds import port
 from engine.clouds.openstack import config as configured
 from engine.clouds.openstack import marks
 from engine.clouds.openstack.calls import Service
+from engine.clouds.openstack.snapshots import Snapshots
 from engine.clouds.openstack.waiting import Watch, told
 from engine.clouds.port import Facts, FinalError, PayError, TransientError
 
@@ -29,10 +30,12 @@ class Volumes:
         cinder: Service[Cinder],
         config: configured.Volumes,
         holds: Callable[[str], Awaitable[bool]],
+        snapshots: Snapshots,
         *,
         patience: float,
     ) -> None:
         self._cinder = cinder
+        self._snapshots = snapshots
         self._holds = holds
         self._config = config
         self._watch: Watch[Volume] = Watch("volume", self.get, self._changed, patience=patience)
@@ -114,10 +117,17 @@ class Volumes:
             volume = await self._watch.until(volume, lambda each: _is_over(each) or each.status == "deleting")
             for each in volume.attachments:
                 await self._let_go(volume_id, each["server_id"], each["attachment_id"])
-            await self._cinder.remove("delete_volume", lambda cinder: cinder.delete_volume(volume_id))
+            await self._delete(volume_id)
         left = await self._watch.until_gone(volume_id, lambda each: each.status.startswith(_BROKEN))
         if left is not None:
             raise await self._broken(left)
+
+    async def _delete(self, volume_id: str) -> None:
+        try:
+            await self._cinder.remove("delete_volume", lambda cinder: cinder.delete_volume(volume_id))
+        except FinalError:
+            await self._snapshots.refuse_kept(volume_id)
+            raise
 
     async def _let_go(self, volume_id: str, server_id: str, attachment_id: str) -> None:
         """A server that was deleted while its host was down may have left its attachment behind."""

@@ -31,6 +31,7 @@ from engine.clouds.simulated.resources import (
     Server,
     ServerGroup,
     Shelf,
+    Snapshot,
     Volume,
 )
 from engine.clouds.simulated.storage import BlockStorage
@@ -45,7 +46,7 @@ CATALOGUE = Catalogue(
     availability_zones=("az-1", "az-2"),
     volume_types=("local", "remote"),
     hosts=HOSTS,
-    honours=frozenset({"access", "image_id", "locality", "nics"}),
+    honours=frozenset({"access", "image_id", "locality", "nics", "snapshot"}),
     extended_offline=frozenset({"remote"}),
     management_network="management",
 )
@@ -76,6 +77,10 @@ ANSWERS: Mapping[str, Any] = {
     "create_volume": Volume,
     "extend_volume": None,
     "delete_volume": None,
+    "list_snapshots": list[Snapshot],
+    "get_snapshot": Snapshot,
+    "create_snapshot": Snapshot,
+    "delete_snapshot": None,
     "attach_volume": None,
     "detach_volume": None,
     "list_server_groups": list[ServerGroup],
@@ -201,6 +206,7 @@ class CloudApi:
             "security_groups": self._network.groups,
             "floating_addresses": self._network.floating,
             "volumes": self._storage.volumes,
+            "snapshots": self._storage.snapshots,
             "server_groups": self._compute.groups,
             "servers": self._compute.servers,
         }

@@ -26,11 +26,11 @@ from engine.clouds.port import (
 )
 from engine.clouds.simulated.api import Api
 from engine.clouds.simulated.faults import Call
-from engine.clouds.simulated.resources import Server, Volume
+from engine.clouds.simulated.resources import Server, Snapshot, Volume
 from engine.clouds.traffic import Counts
 from engine.clouds.turns import Turns
 
-Waited = TypeVar("Waited", Server, Volume)
+Waited = TypeVar("Waited", Server, Volume, Snapshot)
 
 
 class Calls:
@@ -56,11 +56,13 @@ class Calls:
         self._making: Turns[tuple[str, str]] = Turns()
         self.servers: Poller[Server] = Poller(self._look_at_servers)
         self.volumes: Poller[Volume] = Poller(self._look_at_volumes)
+        self.snapshots: Poller[Snapshot] = Poller(self._look_at_snapshots)
 
     def close(self) -> None:
         """Stop waiting."""
         self.servers.close()
         self.volumes.close()
+        self.snapshots.close()
 
     async def look(self, call: str, /, **args: Any) -> Any:
         """A call that only looks."""
@@ -112,6 +114,9 @@ class Calls:
 
     async def _look_at_volumes(self) -> Mapping[str, Volume]:
         return {volume.id: volume for volume in await self.look("list_volumes")}
+
+    async def _look_at_snapshots(self) -> Mapping[str, Snapshot]:
+        return {snapshot.id: snapshot for snapshot in await self.look("list_snapshots")}
 
     async def until(
         self, what: str, poller: Poller[Waited], now: Waited, resource_id: str, reached: Callable[[Waited], bool]

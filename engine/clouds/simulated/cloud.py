@@ -134,6 +134,8 @@ class SimulatedCloud:
             case (
                 effects.EnsureVolume()
                 | effects.VolumeAbsent()
+                | effects.EnsureSnapshot()
+                | effects.SnapshotAbsent()
                 | effects.SurplusAbsent()
                 | effects.ExtendVolume()
                 | effects.EnsureAttachment()
@@ -155,6 +157,8 @@ class SimulatedCloud:
                 await self._servers.remove(effect.resource_id, key)
             case ResourceKind.PORT:
                 await self._networking.remove_port(effect.resource_id, key)
+            case ResourceKind.SNAPSHOT:
+                await self._volumes.snapshots.remove(effect.resource_id, key)
             case ResourceKind.VOLUME:
                 await self._volumes.remove(effect.resource_id, key)
             case _:

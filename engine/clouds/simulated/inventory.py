@@ -8,7 +8,15 @@ import msgspec
 
 from aggregates.resources import DELETING, Resource, ResourceKind, instance_named, port_kind
 from engine.clouds.simulated.calls import Calls
-from engine.clouds.simulated.resources import FloatingAddress, Port, SecurityGroup, Server, ServerGroup, Volume
+from engine.clouds.simulated.resources import (
+    FloatingAddress,
+    Port,
+    SecurityGroup,
+    Server,
+    ServerGroup,
+    Snapshot,
+    Volume,
+)
 
 
 async def resources(calls: Calls) -> list[Resource]:
@@ -20,12 +28,14 @@ async def resources(calls: Calls) -> list[Resource]:
     addresses: Iterable[FloatingAddress] = await calls.look("list_floating_addresses")
     ports: Iterable[Port] = await calls.look("list_ports")
     volumes: Iterable[Volume] = await calls.look("list_volumes")
+    snapshots: Iterable[Snapshot] = await calls.look("list_snapshots")
     groups: Iterable[SecurityGroup] = await calls.look("list_security_groups")
     server_groups: Iterable[ServerGroup] = await calls.look("list_server_groups")
     return [
         *(_server(each) for each in servers),
         *(_address(each) for each in addresses),
         *(_port(each) for each in ports),
+        *(_named(ResourceKind.SNAPSHOT, each, each.status) for each in snapshots),
         *(_volume(each) for each in volumes),
         *(_named(ResourceKind.SECURITY_GROUP, each) for each in groups),
         *(_named(ResourceKind.SERVER_GROUP, each) for each in server_groups),
@@ -71,5 +81,9 @@ def _volume(volume: Volume) -> Resource:
     )
 
 
-def _named(kind: ResourceKind, found: FloatingAddress | SecurityGroup | ServerGroup) -> Resource:
-    return Resource(kind=kind, id=found.id, name=found.name, instance_id=instance_named(found.name, kind))
+def _named(
+    kind: ResourceKind, found: FloatingAddress | Snapshot | SecurityGroup | ServerGroup, status: str = ""
+) -> Resource:
+    return Resource(
+        kind=kind, id=found.id, name=found.name, instance_id=instance_named(found.name, kind), status=status
+    )

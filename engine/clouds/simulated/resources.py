@@ -74,6 +74,15 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     server_id: str | None = None
 
 
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of a volume, which cannot be deleted as long as it has one: `creating`, `available`, `deleting`."""
+
+    id: str
+    name: str
+    volume_id: str
+    status: str = "available"
+
+
 class ServerGroup(msgspec.Struct, frozen=True, kw_only=True):
     """A server group and the servers that were made in it and are there."""
 
@@ -114,8 +123,8 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
     name: str
 
 
-Anything = Port | SecurityGroup | Rule | FloatingAddress | Volume | ServerGroup | Server | Credential
-Resource = TypeVar("Resource", Port, SecurityGroup, FloatingAddress, Volume, ServerGroup, Server, Credential)
+Anything = Port | SecurityGroup | Rule | FloatingAddress | Volume | Snapshot | ServerGroup | Server | Credential
+Resource = TypeVar("Resource", Port, SecurityGroup, FloatingAddress, Volume, Snapshot, ServerGroup, Server, Credential)
 
 
 class Shelf(Generic[Resource]):

@@ -1,4 +1,4 @@
-"""The volume service, as Cinder has it. Nothing keeps two volumes from having one name."""
+"""The volume service, as Cinder has it. Nothing keeps two volumes, or two snapshots, from having one name."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import msgspec
 
 from engine.clouds.errors import CloudAnswerError
 from engine.clouds.simulated.ground import Ground
-from engine.clouds.simulated.resources import Shelf, Volume
+from engine.clouds.simulated.resources import Shelf, Snapshot, Volume
 
 
 class BlockStorage:
-    """The volumes."""
+    """The volumes and their snapshots."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
         self.volumes: Shelf[Volume] = Shelf("volume")
+        self.snapshots: Shelf[Snapshot] = Shelf("snapshot")
 
     def list_volumes(self, name: str | None = None) -> list[Volume]:
         """The volumes of this name, or all, oldest first."""
@@ -54,11 +55,51 @@ class BlockStorage:
         volume = self.volumes.found(id)
         if volume.server_id is not None:
             raise CloudAnswerError(409, f"volume {id} is attached to server {volume.server_id}")
+        if any(each.volume_id == id for each in self.snapshots.named(None)):
+            raise CloudAnswerError(400, f"Invalid volume: volume {id} must not have snapshots")
         if volume.status == "deleting":
             return
         self.change(id, status="deleting")
         self._ground.note("delete", "volume", volume)
         self._ground.later(lambda: self._drop(id))
+
+    def list_snapshots(self, name: str | None = None) -> list[Snapshot]:
+        """The snapshots of this name, or all, oldest first."""
+        return self.snapshots.named(name, self._ground.age)
+
+    def get_snapshot(self, id: str) -> Snapshot:  # noqa: A002
+        """The snapshot."""
+        return self.snapshots.found(id)
+
+    def create_snapshot(self, name: str, volume_id: str) -> Snapshot:
+        """Keep the volume as it is, whoever has it; `available` after a while. 400: something is done with it."""
+        volume = self.volumes.found(volume_id)
+        if volume.status not in ("available", "in-use"):
+            raise CloudAnswerError(400, f"Invalid volume: volume {volume_id} is {volume.status}")
+        made = Snapshot(id=self._ground.new_id(), name=name, volume_id=volume_id, status="creating")
+        self.snapshots.put(made)
+        self._ground.note("create", "snapshot", made)
+        self._ground.later(lambda: self._change_snapshot(made.id, "available"))
+        return self.snapshots.get(made.id) or made
+
+    def delete_snapshot(self, id: str) -> None:  # noqa: A002
+        """Delete a snapshot; it is gone after a while."""
+        snapshot = self.snapshots.found(id)
+        if snapshot.status == "deleting":
+            return
+        self._change_snapshot(id, "deleting")
+        self._ground.note("delete", "snapshot", snapshot)
+        self._ground.later(lambda: self._drop_snapshot(id))
+
+    def _change_snapshot(self, snapshot_id: str, status: str) -> None:
+        snapshot = self.snapshots.get(snapshot_id)
+        if snapshot is not None and snapshot.status != "deleting":
+            self.snapshots.put(msgspec.structs.replace(snapshot, status=status))
+
+    def _drop_snapshot(self, snapshot_id: str) -> None:
+        snapshot = self.snapshots.get(snapshot_id)
+        if snapshot is not None:
+            self.snapshots.drop(snapshot)
 
     def change(self, volume_id: str, **changes: Any) -> None:
         """It is so now, if it is there."""

@@ -7,6 +7,7 @@ from aggregates.effects import CloudEffect
 from engine.clouds.port import Facts, FinalError, knows
 from engine.clouds.simulated.calls import Calls, refuse_in_use, unrecorded
 from engine.clouds.simulated.resources import Volume
+from engine.clouds.simulated.snapshots import Snapshots
 
 # Where what nothing fences is listed by its name, and how it is deleted; volumes are gone only after a while.
 _UNFENCED = (
@@ -20,6 +21,7 @@ class Volumes:
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
+        self.snapshots = Snapshots(calls)
 
     async def pay(self, effect: CloudEffect, key: str) -> Facts:
         """Make the effect true. Raises `TransientError` or `FinalError`."""
@@ -32,6 +34,10 @@ class Volumes:
                     await self.remove(volume_id, key)
             case effects.SurplusAbsent():
                 return await self._surplus_absent(effect, key)
+            case effects.EnsureSnapshot():
+                return await self.snapshots.ensure(effect, key)
+            case effects.SnapshotAbsent():
+                return await self.snapshots.absent(effect, key)
             case effects.ExtendVolume():
                 volume: Volume = await self._calls.look("get_volume", id=effect.volume_id)
                 if volume.size < effect.size:
@@ -89,9 +95,12 @@ class Volumes:
         )
 
     async def _surplus_absent(self, effect: effects.SurplusAbsent, key: str) -> Facts:
-        removed = await self._surplus("list_volumes", effect.name, effect.keep)
-        for volume_id in removed:
+        removed = await self._surplus("list_snapshots", effect.name, effect.keep)
+        for snapshot_id in removed:
+            await self.snapshots.remove(snapshot_id, key)
+        for volume_id in await self._surplus("list_volumes", effect.name, effect.keep):
             await self.remove(volume_id, key)
+            removed.append(volume_id)
         groups = ("list_security_groups", "security_group", effect.security_group_name)
         for listing, what, name in (groups, *((*each, effect.name) for each in _UNFENCED)):
             for surplus in await self._surplus(listing, name, effect.keep):
@@ -109,5 +118,9 @@ class Volumes:
             return
         refuse_in_use("volume", volume_id, volume.server_id)
         if volume.status != "deleting":
-            await self._calls.remove(key, "delete_volume", volume_id)
+            try:
+                await self._calls.remove(key, "delete_volume", volume_id)
+            except FinalError:
+                await self.snapshots.refuse_kept(volume_id)
+                raise
         await self._calls.until_gone("volume", self._calls.volumes, volume_id)
