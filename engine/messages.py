@@ -165,10 +165,32 @@ class VolumeUse(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool = False
 
 
+class ReplicationState(msgspec.Struct, frozen=True, kw_only=True):
+    """How a member of a replication set stands, small enough for a heartbeat.
+
+    `generation`: the highest that the agent was told. `fenced`: tenants may not write although this is the source;
+    `absent` when the agent itself has done so after a silence. `source`: whom a replica follows. `link`: whether it is
+    connected. `received`: the position that is on the replica's disk, applied or not. `lag_bytes` and `lag_seconds`:
+    how far what is applied is behind what is known of the source; None where the database cannot say.
+    """
+
+    role: str
+    generation: int
+    fenced: bool = False
+    absent: bool = False
+    source: UUID | None = None
+    link: bool | None = None
+    received: str | None = None
+    lag_bytes: int | None = None
+    lag_seconds: float | None = None
+
+
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent says every few seconds on `holdfast.v1.hb.<instance id>`. Receive time decides, not `sent_at`.
 
-    `boot` changes with each start of the agent; `position` is the database's own (LSN, GTID, offset).
+    `boot` changes with each start of the agent; `position` is the database's own: of PostgreSQL `timeline:LSN`, of
+    MariaDB the GTID, of Redis `replication id:offset`; of a replica what it has applied. `replication`: None of an
+    instance that is in no replication set.
     """
 
     instance_id: UUID
@@ -182,6 +204,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     datastore: str | None = None
     datastore_version: str | None = None
     volume: VolumeUse | None = None
+    replication: ReplicationState | None = None
 
 
 class GuestVerb(StrEnum):
@@ -193,6 +216,16 @@ class GuestVerb(StrEnum):
     START = "start"
     RESTART = "restart"
     GROW = "grow"
+    ADMIT_REPLICA = "admit_replica"
+    DISMISS_REPLICA = "dismiss_replica"
+    CONFIGURE_SOURCE = "configure_source"
+    SEED_REPLICA = "seed_replica"
+    FOLLOW_SOURCE = "follow_source"
+    DETACH_REPLICA = "detach_replica"
+    AWAIT_POSITION = "await_position"
+    PROMOTE_REPLICA = "promote_replica"
+    FENCE_SOURCE = "fence_source"
+    UNFENCE_SOURCE = "unfence_source"
     REPORT = "report"
 
 
@@ -272,6 +305,100 @@ class GrowArgs(msgspec.Struct, frozen=True, kw_only=True):
     """Arguments of `grow`: the volume has this size (GiB) now."""
 
     volume_size: int
+
+
+# --- replication --------------------------------------------------------------------------------------------------
+
+
+class ReplicationArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """Arguments that all verbs of replication have; `detach_replica`, `fence_source`, `unfence_source` have no others.
+
+    `generation` rises with each change of the set's source: a verb with a lower one than the agent knows is refused.
+    """
+
+    replication_set: UUID
+    generation: Annotated[int, Meta(ge=1)]
+
+
+# It stands unescaped in connection strings and password files.
+ReplicationPassword = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{16,64}$")]
+
+
+class AdmitReplicaArgs(ReplicationArgs, frozen=True, kw_only=True):
+    """Arguments of `admit_replica`, to the source: this replica, at this address, may follow with this password."""
+
+    replica: UUID
+    address: str
+    password: ReplicationPassword
+
+
+class DismissReplicaArgs(ReplicationArgs, frozen=True, kw_only=True):
+    """Arguments of `dismiss_replica`, to the source: nothing of this replica is left behind."""
+
+    replica: UUID
+
+
+class ConfigureSourceArgs(ReplicationArgs, frozen=True, kw_only=True):
+    """Arguments of `configure_source`: how the source holds with its replicas.
+
+    `synchronous`: a write is acknowledged once one admitted replica has it; Redis has no such thing. `absence_limit`,
+    seconds: a source whose agent was not at work for longer takes no more writes until it is told that it is still the
+    source; 0 for no limit.
+    """
+
+    synchronous: bool = False
+    absence_limit: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class ReplicationSource(msgspec.Struct, frozen=True, kw_only=True):
+    """The instance that a replica follows, and where its database listens."""
+
+    instance_id: UUID
+    address: str
+    port: int
+
+
+class SeedReplicaArgs(ReplicationArgs, frozen=True, kw_only=True):
+    """Arguments of `seed_replica`, to an empty instance: as `prepare`, but with the source's data, following it."""
+
+    source: ReplicationSource
+    password: ReplicationPassword
+    ram: int
+    volume_size: int
+    overrides: dict[str, str]
+
+
+class Repair(StrEnum):
+    """What may be done to data that the new source does not know."""
+
+    NONE = "none"  # nothing: the verb fails, `diverged`
+    REWIND = "rewind"  # they are taken back to where both were the same; PostgreSQL alone
+    SEED = "seed"  # all data are replaced by the source's
+
+
+class FollowSourceArgs(ReplicationArgs, frozen=True, kw_only=True):
+    """Arguments of `follow_source`: to a replica, or to a source of before, which takes no more writes from then on."""
+
+    source: ReplicationSource
+    password: ReplicationPassword
+    repair: Repair = Repair.NONE
+
+
+class AwaitPositionArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """Arguments of `await_position`: the database has applied all up to here. `patience` in seconds, at most 30.
+
+    Without a position it yields at once how far the database is, newer than any heartbeat.
+    """
+
+    position: str | None = None
+    patience: Annotated[float, Meta(ge=0, le=30)] = 10.0
+
+
+class PromoteReplicaArgs(ConfigureSourceArgs, frozen=True, kw_only=True):
+    """Arguments of `promote_replica`: the source from now on, once it has `position`, if any is named."""
+
+    position: str | None = None
+    patience: Annotated[float, Meta(ge=0, le=30)] = 10.0
 
 
 # --- enrolment ----------------------------------------------------------------------------------------------------

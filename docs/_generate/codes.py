@@ -3,6 +3,45 @@
 from __future__ import annotations
 
 CODES: dict[str, tuple[str, str]] = {
+    "apply_slow": (
+        "A replica that is to become the source has not applied all that it received.",
+        "Nothing: it is retried.",
+    ),
+    "data_present": (
+        "An instance that is to be seeded as a replica has a database already.",
+        "Use an empty one, or `follow_source` with repair `seed`.",
+    ),
+    "diverged": (
+        "The instance has writes that its new source does not know.",
+        "Have it rewound or seeded anew, which gives them up.",
+    ),
+    "generation_stale": (
+        "The replication set has had another change of source since.",
+        "Read the set again, and decide anew.",
+    ),
+    "has_replicas": ("Replicas follow the instance that is to stand alone.", "Dismiss them first."),
+    "not_replica": ("An instance that follows nobody is to be promoted.", "Name a replica of the set."),
+    "not_running": ("The database is stopped.", "Start it first."),
+    "not_source": (
+        "A replica, or a fenced source, was asked for what only a source can do.",
+        "Ask the source of the set.",
+    ),
+    "other_replication_set": ("The instance is a member of another replication set.", "Detach it there first."),
+    "position_not_reached": (
+        "A replica has not applied all up to the position in the time given.",
+        "Nothing: it is retried; look at its lag.",
+    ),
+    "promotion_slow": ("PostgreSQL did not end its recovery in time.", "Nothing: it is retried; else read its log."),
+    "replication_broken": ("A replica cannot apply what its source sends.", "Read the message; seed it anew."),
+    "seed_timeout": (
+        "Copying the source's data took too long.",
+        "Nothing: it is retried; look at the network and the source's load.",
+    ),
+    "source_is_self": ("An instance is to follow itself.", "Name another source."),
+    "source_unreachable": (
+        "A replica does not reach its source.",
+        "See that the source runs, has admitted the replica, and can be reached.",
+    ),
     "abandoned": (
         "Somebody gave the operation up where it was parked.",
         "Look at its last event for what is left; delete the instance to have it removed.",

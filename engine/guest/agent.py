@@ -28,9 +28,17 @@ from engine.guest.datastores.base import DatastoreError, Place
 from engine.guest.datastores.catalogue import open_datastore
 from engine.guest.desired import DesiredFile
 from engine.guest.journal import Journal
+from engine.guest.membership import MembershipFile
 from engine.guest.mount import Mount
+from engine.guest.presence import Presence
+from engine.guest.replication import Replication
 from engine.guest.volume import Use
 from engine.messages import (
+    AdmitReplicaArgs,
+    AwaitPositionArgs,
+    ConfigureSourceArgs,
+    DismissReplicaArgs,
+    FollowSourceArgs,
     GrowArgs,
     GuestReply,
     GuestRequest,
@@ -39,7 +47,10 @@ from engine.messages import (
     GuestVerb,
     Heartbeat,
     PrepareArgs,
+    PromoteReplicaArgs,
     RebuildArgs,
+    ReplicationArgs,
+    SeedReplicaArgs,
     StartArgs,
     StopArgs,
     VolumeUse,
@@ -52,6 +63,7 @@ _T = TypeVar("_T")
 
 _LOOK_EVERY = 0.2
 _MEASURE_EVERY = 1.0
+_STAMP_EVERY = 0.5
 _LONGEST_WAIT = 60.0
 
 
@@ -68,11 +80,21 @@ class Agent:
     def __init__(self, config: AgentConfig, journal: Journal) -> None:
         self._config = config
         self._journal = journal
-        place = Place(address=config.address, directory=config.directory, volume=config.volume)
+        place = Place(
+            instance_id=config.instance_id, address=config.address, directory=config.directory, volume=config.volume
+        )
         self._datastore = open_datastore(config.datastore, config.datastore_version, place)
         self._desired = DesiredFile(config.directory)
         mount = Mount(volume=config.volume, requests=config.requests)
-        self._database = Database(self._datastore, self._desired, mount, config.gibibyte, self._status_changed)
+        membership = MembershipFile(config.volume)
+        self._database = Database(
+            self._datastore, self._desired, membership, mount, config.gibibyte, self._status_changed
+        )
+        self._replication = Replication(
+            config.instance_id, self._datastore, self._database, self._desired, membership, config.gibibyte
+        )
+        self._presence = Presence(config.directory)
+        self._verbs = self._table()
         self._boot = secrets.token_hex(8)
         self._sequence = 0
         self._version: str | None = None
@@ -88,12 +110,14 @@ class Agent:
         """Everything that the agent does, until stopped."""
         with contextlib.suppress(DatastoreError):  # the verb that needs the programs says what is wrong with them
             self._version = await self._in_thread(self._datastore.version)
+        await self._be_present()  # before anything starts a database
         tasks: list[asyncio.Task[Any]] = [
             asyncio.create_task(work, name=name)
             for name, work in (
                 ("broker", stay_connected(self._config, credentials, self._take, self._beat)),
                 ("supervision", self._supervise()),
                 ("volume", self._watch_volume()),
+                ("presence", self._stay_present()),
                 ("stop", stop.wait()),
             )
         ]
@@ -107,6 +131,40 @@ class Agent:
             await end(*tasks, *self._answering, *self._running.values())
             self._threads.shutdown(wait=False, cancel_futures=True)
             _log.info("agent_stopped", unfinished=unfinished)
+
+    def _table(self) -> dict[GuestVerb, tuple[type[msgspec.Struct] | None, Callable[..., dict[str, Any]]]]:
+        """What each verb takes, and what it does."""
+        database, replication = self._database, self._replication
+
+        def settled(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+            """What may start a database does so once it is known whether tenants may write."""
+
+            def first(*given: Any) -> dict[str, Any]:
+                if self._desired.now.prepared or work == database.rebuild:
+                    database.mount.take()
+                    replication.settle_absence()
+                return work(*given)
+
+            return first
+
+        return {
+            GuestVerb.PREPARE: (PrepareArgs, database.prepare),
+            GuestVerb.REBUILD: (RebuildArgs, settled(database.rebuild)),
+            GuestVerb.START: (StartArgs, settled(database.start)),
+            GuestVerb.GROW: (GrowArgs, database.grow),
+            GuestVerb.STOP: (None, database.stop),
+            GuestVerb.RESTART: (None, settled(database.restart)),
+            GuestVerb.ADMIT_REPLICA: (AdmitReplicaArgs, replication.admit_replica),
+            GuestVerb.DISMISS_REPLICA: (DismissReplicaArgs, replication.dismiss_replica),
+            GuestVerb.CONFIGURE_SOURCE: (ConfigureSourceArgs, replication.configure_source),
+            GuestVerb.SEED_REPLICA: (SeedReplicaArgs, replication.seed_replica),
+            GuestVerb.FOLLOW_SOURCE: (FollowSourceArgs, replication.follow_source),
+            GuestVerb.DETACH_REPLICA: (ReplicationArgs, replication.detach_replica),
+            GuestVerb.AWAIT_POSITION: (AwaitPositionArgs, replication.await_position),
+            GuestVerb.PROMOTE_REPLICA: (PromoteReplicaArgs, replication.promote_replica),
+            GuestVerb.FENCE_SOURCE: (ReplicationArgs, replication.fence_source),
+            GuestVerb.UNFENCE_SOURCE: (ReplicationArgs, replication.unfence_source),
+        }
 
     # --- beats ------------------------------------------------------------------------------------------------
 
@@ -125,6 +183,7 @@ class Agent:
 
     def _heartbeat(self, status: GuestStatus) -> Heartbeat:
         self._sequence += 1
+        progress = self._database.progress
         return Heartbeat(
             instance_id=self._config.instance_id,
             boot=self._boot,
@@ -132,11 +191,12 @@ class Agent:
             sent_at=datetime.now(UTC),
             interval=self._config.beat_interval,
             status=status,
-            role=self._database.role,
-            position=self._database.position,
+            role=progress.role if progress else None,
+            position=progress.position if progress else None,
             datastore=self._config.datastore,
             datastore_version=self._version,
             volume=self._volume(),
+            replication=self._replication.state(),
         )
 
     def _volume(self) -> VolumeUse | None:
@@ -193,22 +253,13 @@ class Agent:
 
     def _work(self, verb: GuestVerb, request: GuestRequest) -> Callable[[], dict[str, Any]]:
         """The verb with its arguments, checked. Raises `msgspec.ValidationError`, which names the field."""
-        database, args = self._database, request.args
-        if verb is GuestVerb.PREPARE:
-            prepare = msgspec.convert(args, PrepareArgs)
-            return lambda: database.prepare(prepare)
-        if verb is GuestVerb.REBUILD:
-            rebuild = msgspec.convert(args, RebuildArgs)
-            return lambda: database.rebuild(rebuild)
-        if verb is GuestVerb.START:
-            start = msgspec.convert(args, StartArgs)
-            return lambda: database.start(start)
-        if verb is GuestVerb.GROW:
-            grow = msgspec.convert(args, GrowArgs)
-            return lambda: database.grow(grow)
-        if verb is GuestVerb.STOP and msgspec.convert(args, StopArgs).release_volume:
+        if verb is GuestVerb.STOP and msgspec.convert(request.args, StopArgs).release_volume:
             return lambda: self._stop_and_let_go(request.key)
-        return database.stop if verb is GuestVerb.STOP else database.restart
+        kind, work = self._verbs[verb]
+        if kind is None:
+            return work
+        checked = msgspec.convert(request.args, kind)
+        return lambda: work(checked)
 
     def _stop_and_let_go(self, key: str) -> dict[str, Any]:
         """The database is stopped, what a server made anew must find is on the volume, and nothing holds that."""
@@ -259,11 +310,12 @@ class Agent:
             _log.warning("nothing_left_on_volume", reason=str(error))
 
     def _report(self) -> dict[str, Any]:
-        use = self._volume()
+        use, progress, replication = self._volume(), self._database.progress, self._replication.state()
         return {
             "status": self._database.status.value,
-            "role": self._database.role,
-            "position": self._database.position,
+            "role": progress.role if progress else None,
+            "position": progress.position if progress else None,
+            "replication": msgspec.to_builtins(replication) if replication else None,
             "port": self._database.port,
             "volume": msgspec.to_builtins(use) if use else None,
             "datastore_version": self._version,
@@ -275,8 +327,22 @@ class Agent:
     async def _supervise(self) -> None:
         while True:
             async with self._turn:
+                await self._tried("absence_not_noted", self._replication.settle_absence)
                 await self._tried("supervision_failed", self._database.look)
+                await self._tried("replication_failed", self._replication.look)
             await asyncio.sleep(_LOOK_EVERY)
+
+    async def _stay_present(self) -> None:
+        while True:
+            await asyncio.sleep(_STAMP_EVERY)
+            await self._be_present()
+
+    async def _be_present(self) -> None:
+        """A gap is looked for without waiting for anybody; acting on it takes its turn."""
+        gap = self._presence.renew()
+        if gap > _STAMP_EVERY * 2:
+            async with self._turn:
+                await self._tried("absence_not_noted", lambda: self._replication.note_absence(gap))
 
     async def _watch_volume(self) -> None:
         while True:

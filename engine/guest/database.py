@@ -9,14 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import structlog
 
 from engine.guest import process, volume
-from engine.guest.datastores.base import Datastore, DatastoreError, Settings, check_programs
+from engine.guest.datastores.base import Datastore, DatastoreError, Progress, Settings, check_programs
 from engine.guest.desired import DesiredFile
 from engine.guest.installation import choose_port, install, sync_tree
+from engine.guest.membership import MembershipFile
 from engine.guest.mount import Mount
 from engine.messages import GrowArgs, GuestStatus, PrepareArgs, RebuildArgs, StartArgs
 
@@ -37,6 +39,7 @@ class Database:
         self,
         datastore: Datastore,
         desired: DesiredFile,
+        membership: MembershipFile,
         mount: Mount,
         gibibyte: int,
         on_status: Callable[[GuestStatus], None],
@@ -45,6 +48,7 @@ class Database:
         self._datastore = datastore
         self._place = datastore.place
         self._desired = desired
+        self._membership = membership
         self._gibibyte = gibibyte
         self._on_status = on_status
         self._process = process.find(datastore.configuration())
@@ -54,8 +58,7 @@ class Database:
         self._unanswered = 0
         self._read_only: bool | None = None  # as the running database has it; unknown of one that was adopted
         self.status = self._first_status()
-        self.role: str | None = None
-        self.position: str | None = None
+        self.progress: Progress | None = None
         self.use: volume.Use | None = None
         if self._process is not None:
             _log.info("database_adopted", pid=self._process.pid)
@@ -78,22 +81,22 @@ class Database:
             return self._prepare(args)
         except DatastoreError:
             if not self._desired.now.prepared:
-                self._enter(GuestStatus.FAILED)
+                self.enter(GuestStatus.FAILED)
             raise
 
     def _prepare(self, args: PrepareArgs) -> dict[str, Any]:
         self.mount.take()
         if not self._desired.now.prepared:
-            self._enter(GuestStatus.BUILDING)
-        self._configure(args.ram, args.overrides)
-        self._desired.change(volume=args.volume_size * self._gibibyte, port=self._choose_port())
+            self.enter(GuestStatus.BUILDING)
+        self.configure(args.ram, args.overrides)
+        self._desired.change(volume=args.volume_size * self._gibibyte, port=self.choose_port())
         if self._desired.now.installed:
-            self._run()
+            self.run()
         else:
             self._install_and_run()
         self._datastore.create(self._desired.now.port, args.databases, args.users, args.root_password)
         self._desired.change(prepared=True, running=True)
-        self._enter(GuestStatus.HEALTHY)
+        self.enter(GuestStatus.HEALTHY)
         return {"port": self._desired.now.port}
 
     def rebuild(self, args: RebuildArgs) -> dict[str, Any]:
@@ -105,39 +108,39 @@ class Database:
                 f"no data lie at {self._place.data}: see that the volume is mounted there, then ask again",
                 transient=True,
             )
-        self._configure(args.ram, args.overrides)
+        self.configure(args.ram, args.overrides)
         self._desired.change(
             volume=args.volume_size * self._gibibyte, port=args.port, installed=True, prepared=True, running=True
         )
-        self._run()
-        self._enter(GuestStatus.HEALTHY)
+        self.run()
+        self.enter(GuestStatus.HEALTHY)
         return {}
 
     def start(self, args: StartArgs) -> dict[str, Any]:
         """Running with the configuration for this memory."""
-        self._must_be_prepared()
+        self.must_be_prepared()
         self.mount.take()
-        self._configure(args.ram, args.overrides)
+        self.configure(args.ram, args.overrides)
         self._desired.change(running=True)
-        self._run()
-        self._enter(GuestStatus.HEALTHY)
+        self.run()
+        self.enter(GuestStatus.HEALTHY)
         return {}
 
     def stop(self) -> dict[str, Any]:
         """Not running, and staying so."""
         self._desired.change(running=False)
-        self._end()
-        self._enter(GuestStatus.SHUTDOWN if self._desired.now.prepared else GuestStatus.NEW)
+        self.end()
+        self.enter(GuestStatus.SHUTDOWN if self._desired.now.prepared else GuestStatus.NEW)
         return {}
 
     def restart(self) -> dict[str, Any]:
         """Another process than before, running."""
-        self._must_be_prepared()
+        self.must_be_prepared()
         self.mount.take()
         self._desired.change(running=True)
-        self._end()
-        self._run()
-        self._enter(GuestStatus.HEALTHY)
+        self.end()
+        self.run()
+        self.enter(GuestStatus.HEALTHY)
         return {}
 
     def grow(self, args: GrowArgs) -> dict[str, Any]:
@@ -154,8 +157,8 @@ class Database:
             )
         self._desired.change(volume=size)
         self.watch_volume(self.measure())
-        if self._read_only is not self._desired.now.read_only:
-            self._apply_read_only()
+        if self._read_only is not self._wants_read_only:
+            self.apply_read_only()
         return {}
 
     # --- supervision ------------------------------------------------------------------------------------------
@@ -166,8 +169,8 @@ class Database:
         if not desired.prepared:
             return
         if not desired.running:
-            self._end()
-            self._enter(GuestStatus.SHUTDOWN)
+            self.end()
+            self.enter(GuestStatus.SHUTDOWN)
         elif not self.mount.there:
             return  # the machine is up before its volume
         elif self._process is None or not self._process.alive():
@@ -187,7 +190,7 @@ class Database:
             self._process = None
             self._datastore.close()
             self._next_start = now + pause
-            self._enter(GuestStatus.CRASHED)
+            self.enter(GuestStatus.CRASHED)
         elif now >= self._next_start:
             self._next_start = now + _LONGEST_PAUSE  # of a start that fails before there is a process
             self._spawn()
@@ -197,13 +200,13 @@ class Database:
         process.trim(self._place.log)
         if self._answers():
             self._unanswered = 0
-            self._enter(GuestStatus.HEALTHY)
-            if self._read_only is not self._desired.now.read_only:
-                self._apply_read_only()
+            self.enter(GuestStatus.HEALTHY)
+            if self._read_only is not self._wants_read_only:
+                self.apply_read_only()
             return
         self._unanswered += 1
         if self._unanswered >= _SILENT_PROBES:
-            self._enter(GuestStatus.STARTING)
+            self.enter(GuestStatus.STARTING)
 
     def measure(self) -> volume.Use:
         """How full the volume is now."""
@@ -221,19 +224,23 @@ class Database:
             return
         _log.warning("volume_full" if wanted else "volume_has_room", used=use.used, size=use.size, read_only=wanted)
         self._desired.change(read_only=wanted)
-        self._apply_read_only()
+        self.apply_read_only()
 
-    def _apply_read_only(self) -> None:
+    def apply_read_only(self) -> None:
         """A database that does not answer is tried again after its next probe, or reads it when it starts."""
         self._read_only = None
-        self._write_configuration()
+        self.write_configuration()
         if self._process is None or not self._process.alive():
             return
-        wanted = self._desired.now.read_only
+        wanted = self._wants_read_only
         self._datastore.set_read_only(self._desired.now.port, wanted)
         self._read_only = wanted
 
-    # --- steps ------------------------------------------------------------------------------------------------
+    # --- steps, for the verbs of replication too --------------------------------------------------------------
+
+    @property
+    def _wants_read_only(self) -> bool:
+        return self._desired.now.read_only or not self._membership.now.writable
 
     def _first_status(self) -> GuestStatus:
         desired = self._desired.now
@@ -241,16 +248,18 @@ class Database:
             return GuestStatus.BUILDING if desired.port else GuestStatus.NEW
         return GuestStatus.STARTING if desired.running else GuestStatus.SHUTDOWN
 
-    def _enter(self, status: GuestStatus) -> None:
+    def enter(self, status: GuestStatus) -> None:
+        """Say how it is, when that is news."""
         if status is not self.status:
             self.status = status
             self._on_status(status)
 
-    def _must_be_prepared(self) -> None:
+    def must_be_prepared(self) -> None:
+        """Raises `DatastoreError` where there is no database yet."""
         if not self._desired.now.prepared:
             raise DatastoreError("not_prepared", "there is no database here yet: ask for prepare first")
 
-    def _configure(self, ram: int, overrides: dict[str, str]) -> None:
+    def configure(self, ram: int, overrides: dict[str, str]) -> None:
         """Take on memory and parameters; a database that runs with others is ended."""
         unknown = sorted(overrides.keys() - self._datastore.parameters)
         if unknown:
@@ -258,10 +267,10 @@ class Database:
         if (ram, overrides) == (self._desired.now.ram, self._desired.now.overrides):
             return
         # In this order: whoever dies in between ends the old one, with nothing noted that is not so.
-        self._end()
+        self.end()
         self._desired.change(ram=ram, overrides=overrides)
 
-    def _choose_port(self) -> int:
+    def choose_port(self) -> int:
         """The port chosen before, unless nothing ever ran on it."""
         chosen = self._desired.now.port
         if chosen and (self._desired.now.prepared or self._process is not None):
@@ -270,16 +279,20 @@ class Database:
 
     def _install_and_run(self) -> None:
         """A fresh data directory, on disk before it counts; the database starts while that goes on."""
-        check_programs(self._datastore.programs())
-        self._end()
-        install(self._datastore)
+        self.install(self._datastore.install)
         with ThreadPoolExecutor(1) as aside:
             on_disk = aside.submit(sync_tree, self._place.volume)
-            self._run()
+            self.run()
             on_disk.result()
         self._desired.change(installed=True)
 
-    def _run(self) -> None:
+    def install(self, make: Callable[[Path], None]) -> None:
+        """A data directory that was made just now, in place of any other. Nothing runs."""
+        check_programs(self._datastore.programs())
+        self.end()
+        install(self._place, make)
+
+    def run(self) -> None:
         """A process that answers. Raises `DatastoreError` with the end of the database's log."""
         deadline = time.monotonic() + START_TIMEOUT
         for attempt in range(_STARTS):
@@ -306,27 +319,36 @@ class Database:
         check_programs(self._datastore.programs())
         process.end_leftovers(self._datastore.configuration())
         self._datastore.close()
-        self._write_configuration()
-        self._read_only = self._desired.now.read_only
+        self.write_configuration()
+        self._read_only = self._wants_read_only
         self._process = process.start(self._datastore.command(), cwd=self._place.data, log=self._place.log)
         self._next_probe = 0.0
         _log.info("database_started", pid=self._process.pid)
         if self._desired.now.prepared:
-            self._enter(GuestStatus.STARTING)
+            self.enter(GuestStatus.STARTING)
 
-    def _write_configuration(self) -> None:
+    def settings(self) -> Settings:
+        """What the configuration is to be made from now."""
         desired = self._desired.now
-        self._datastore.write_configuration(
-            Settings(
-                ram=desired.ram,
-                volume=desired.volume,
-                port=desired.port,
-                read_only=desired.read_only,
-                overrides=desired.overrides,
-            )
+        return Settings(
+            ram=desired.ram,
+            volume=desired.volume,
+            port=desired.port,
+            read_only=self._wants_read_only,
+            overrides=desired.overrides,
+            membership=self._membership.now,
         )
 
-    def _end(self) -> None:
+    def write_configuration(self) -> None:
+        """Have the configuration say what holds now."""
+        self._datastore.write_configuration(self.settings())
+
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.alive()
+
+    def end(self) -> None:
+        """No process. Raises `DatastoreError`."""
         if self._process is None:
             return
         self._datastore.close()
@@ -338,7 +360,7 @@ class Database:
         try:
             if not self._datastore.probe(self._desired.now.port):
                 return False
-            self.role, self.position = self._datastore.role_and_position(self._desired.now.port)
+            self.progress = self._datastore.replication.progress(self._desired.now.port)
         except DatastoreError as error:
             _log.debug("database_silent", reason=str(error))
             return False

@@ -9,23 +9,24 @@ import os
 import secrets
 import shutil
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from engine.guest import process
-from engine.guest.datastores.base import Datastore, DatastoreError
+from engine.guest.datastores.base import DatastoreError, Place
 from engine.guest.desired import sync_directory
 
 
-def install(datastore: Datastore) -> None:
+def install(place: Place, make: Callable[[Path], None]) -> None:
     """Make the data directory in place of what an attempt cut off has left; not on disk before `sync_tree`."""
-    volume = datastore.place.volume
-    for left in (datastore.place.data, *volume.glob("installing-*")):
+    volume = place.volume
+    for left in (place.data, *volume.glob("installing-*")):
         process.end_leftovers(left)
         shutil.rmtree(left, ignore_errors=True)
     fresh = volume / f"installing-{secrets.token_hex(4)}"
-    datastore.install(fresh)
-    fresh.rename(datastore.place.data)
+    make(fresh)
+    fresh.rename(place.data)
 
 
 def sync_tree(directory: Path) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 
@@ -109,7 +109,7 @@ def _by_hand() -> float:
     if folder is None:
         raise RuntimeError(f"PostgreSQL {VERSION} is not on this machine: run make setup")
     with _directory() as directory:
-        place = Place(address="127.0.0.1", directory=directory, volume=directory)
+        place = Place(instance_id=UUID(int=1), address="127.0.0.1", directory=directory, volume=directory)
         port = free_port()
         password = place.admin_password()
         PostgreSQL(place, VERSION).write_configuration(

@@ -26,6 +26,10 @@ class Tenant(Protocol):
         """Read."""
         ...
 
+    def keys(self) -> set[str]:
+        """The keys of all that was written."""
+        ...
+
     def memory(self) -> str:
         """The setting that follows the flavor's memory."""
         ...
@@ -39,6 +43,10 @@ class PostgreSQLTenant:
             "host": address, "port": port, "user": user, "password": password, "dbname": database or "postgres",
             "connect_timeout": 10, "autocommit": True, "sslmode": "disable",
         }  # fmt: skip
+
+    def keys(self) -> set[str]:
+        with psycopg.connect(**self._where) as connection:
+            return {key for (key,) in connection.execute("SELECT key FROM pairs").fetchall()}
 
     def _ask(self, statement: str, *values: str) -> Any:
         with psycopg.connect(**self._where) as connection:
@@ -70,6 +78,11 @@ class MariaDBTenant:
             "host": address, "port": port, "user": user, "password": password, "database": database or None,
             "connect_timeout": 10, "autocommit": True,
         }  # fmt: skip
+
+    def keys(self) -> set[str]:
+        with closing(pymysql.connect(**self._where)) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT name FROM pairs")
+            return {name for (name,) in cursor.fetchall()}
 
     def _ask(self, statement: str, *values: str) -> Any:
         with closing(pymysql.connect(**self._where)) as connection, connection.cursor() as cursor:
@@ -106,6 +119,15 @@ class RedisTenant:
         with redis.Redis(**self._where) as connection:
             found = connection.get(key)
             return None if found is None else str(found)
+
+    def run(self, script: str) -> str:
+        """What a script answers."""
+        with redis.Redis(**self._where) as connection:
+            return str(connection.eval(script, 0))
+
+    def keys(self) -> set[str]:
+        with redis.Redis(**self._where) as connection:
+            return set(connection.keys("*"))
 
     def memory(self) -> str:
         with redis.Redis(**self._where) as connection:

@@ -10,13 +10,17 @@ import os
 import secrets
 import signal
 import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
+from uuid import UUID
 
 import msgspec
 
 from engine.guest.desired import write_durably
-from engine.messages import GuestUser
+from engine.guest.membership import Membership
+from engine.messages import GuestUser, ReplicationSource
 
 ADMIN = "holdfast"  # the agent's own account in every database; tenants may not take the name
 INSTALL_TIMEOUT = 300.0
@@ -33,8 +37,9 @@ class DatastoreError(Exception):
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one database lives: the address it listens on, its agent's directory, its volume."""
+    """Where one database lives: whose it is, the address it listens on, its agent's directory, its volume."""
 
+    instance_id: UUID
     address: str
     directory: Path
     volume: Path
@@ -65,15 +70,120 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         """The password of the agent's account."""
         return self.password_file.read_text()
 
+    @property
+    def source_password_file(self) -> Path:
+        """Where a replica keeps the password by which it follows its source; as its datastore wants it written."""
+        return self.volume / "source.password"
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a configuration is made from. `ram` in MiB, `volume` in bytes; overrides go first."""
+    """What a configuration is made from. `ram` in MiB, `volume` in bytes; overrides go first.
+
+    `read_only`: the volume is full. `membership`: whom it follows, who may follow it, and whether tenants may write.
+    """
 
     ram: int
     volume: int
     port: int
     read_only: bool
     overrides: dict[str, str]
+    membership: Membership = Membership()
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a database is. `position`: what it has applied, or written. The rest is said of replicas alone."""
+
+    role: str  # `primary` or `replica`, as the database itself has it
+    position: str
+    received: str | None = None
+    link: bool | None = None
+    lag_bytes: int | None = None
+    lag_seconds: float | None = None
+
+
+class Replication(Protocol):
+    """What one database software can do about replication. Where nothing else is said, the database answers at `port`.
+
+    A source's accounts and slots for replicas are named `membership.account(replica)`.
+    """
+
+    can_be_synchronous: ClassVar[bool]
+
+    def can_be_followed(self, port: int) -> bool:
+        """Whether it runs with what a source needs; else it must be restarted."""
+        ...
+
+    def admit(self, port: int, replica: str, address: str, password: str) -> None:
+        """The account named `replica` may follow from this address; what it needs from now on is kept for it."""
+        ...
+
+    def dismiss(self, port: int, replica: str) -> None:
+        """No account, and nothing kept, of this name."""
+        ...
+
+    def forget(self, port: int) -> None:
+        """It is in no set any more: what it has logged for others is of no use."""
+        ...
+
+    def accounts(self, port: int) -> set[str]:
+        """The names of all accounts and slots that are made for replicas."""
+        ...
+
+    def configure(self, port: int, settings: Settings) -> None:
+        """Take on what `write_configuration` has written of the membership, without a restart."""
+        ...
+
+    def fetch(self, data: Path, source: ReplicationSource, user: str, password: str) -> None:
+        """Make a data directory for a replica of this source. Nothing runs."""
+        ...
+
+    def load(self, port: int, source: ReplicationSource, user: str, password: str) -> None:
+        """Once it runs for the first time: it has the source's data, as far as `fetch` has not brought them."""
+        ...
+
+    def remember(self, user: str, password: str) -> None:
+        """Keep the password by which it follows, for its datastore to read."""
+        ...
+
+    def follow(self, port: int, source: ReplicationSource, user: str, password: str) -> None:
+        """It follows this source from where it is, and is connected to it. Raises `DatastoreError`."""
+        ...
+
+    def diverged(self, port: int, source: ReplicationSource, user: str, password: str) -> str | None:
+        """What it has that the source has not, in words; None if it can follow as it is."""
+        ...
+
+    def rewind(self, source: ReplicationSource, user: str, password: str) -> None:
+        """Take the data back to where the source can be followed from. Nothing runs. Raises `DatastoreError`."""
+        ...
+
+    def promote(self, port: int) -> None:
+        """It follows nobody any more, and nothing of that is left."""
+        ...
+
+    def progress(self, port: int) -> Progress:
+        """How far it is."""
+        ...
+
+    def reached(self, port: int, position: str) -> bool:
+        """Whether all up to the position is applied."""
+        ...
+
+    def trim(self, port: int, settings: Settings) -> None:
+        """Keep no more for replicas than the volume has room for, where the database does not see to that itself."""
+        ...
+
+    def prepare_handover(self, port: int) -> None:
+        """Do while tenants still write what would hold up `close_tenants`."""
+        ...
+
+    def close_tenants(self, port: int) -> bool:
+        """Tenants cannot write from now on, and what they had begun is undone. False: it must be restarted for that."""
+        ...
+
+    def open_tenants(self, port: int) -> None:
+        """Tenants can write again."""
+        ...
 
 
 class Datastore(Protocol):
@@ -122,8 +232,9 @@ class Datastore(Protocol):
         """Refuse writes of tenants, or take them again, now; `write_configuration` makes it last over a restart."""
         ...
 
-    def role_and_position(self, port: int) -> tuple[str, str]:
-        """`primary` or `replica`, and how far its log of changes is."""
+    @property
+    def replication(self) -> Replication:
+        """What it can do about replication."""
         ...
 
     def close(self) -> None:
@@ -131,7 +242,14 @@ class Datastore(Protocol):
         ...
 
 
-def run_program(command: list[str], *, cwd: Path, content: bytes | None = None) -> str:
+def run_program(
+    command: list[str],
+    *,
+    cwd: Path,
+    content: bytes | None = None,
+    timeout: float = INSTALL_TIMEOUT,
+    pass_fds: Sequence[int] = (),
+) -> str:
     """Run a program to its end and yield what it printed. Raises `DatastoreError` with its last words."""
     name = Path(command[0]).name
     try:
@@ -141,17 +259,31 @@ def run_program(command: list[str], *, cwd: Path, content: bytes | None = None) 
             cwd=cwd,
             env=environment(),
             capture_output=True,
-            timeout=INSTALL_TIMEOUT,
+            timeout=timeout,
+            pass_fds=pass_fds,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise DatastoreError("install_timeout", f"{name} took over {INSTALL_TIMEOUT:g} s", transient=True) from error
+        raise DatastoreError("install_timeout", f"{name} took over {timeout:g} s", transient=True) from error
     except OSError as error:
         raise DatastoreError("program_failed", f"{command[0]} could not be started: {error}") from error
     if done.returncode != 0:
         words = (done.stderr or done.stdout).decode(errors="replace").strip()[-2000:]
         raise DatastoreError("program_failed", f"{name} ended with {done.returncode}: {words}", transient=True)
     return done.stdout.decode(errors="replace")
+
+
+@contextmanager
+def secret_file(content: str) -> Iterator[tuple[Path, int]]:
+    """A file that lies nowhere, for a program that takes a secret only from a file: its path, and what to pass on."""
+    descriptor = os.memfd_create("secret")
+    try:
+        os.fchmod(descriptor, 0o600)
+        os.write(descriptor, content.encode())
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield Path(f"/proc/self/fd/{descriptor}"), descriptor
+    finally:
+        os.close(descriptor)
 
 
 def environment() -> dict[str, str]:

@@ -1,7 +1,8 @@
 """MariaDB 10.11 or newer: InnoDB with every commit on disk, accounts with hashed passwords, no account without one.
 
 Read-only binds every account but the agent's, the tenants' root account too; a tenant with root can take that from the
-system tables if it means to. There is no binary log, so a statement that sets a password is nowhere kept.
+system tables if it means to. Only members of a replication set have a binary log: a tenant's own statement that sets a
+password is in it; the agent's hold hashes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, ClassVar
 
 import pymysql
 from pymysql.converters import escape_string
+from pymysql.cursors import DictCursor
 
 from engine.guest.datastores.base import (
     ADMIN,
@@ -29,6 +31,7 @@ from engine.guest.datastores.base import (
     clamp,
     run_program,
 )
+from engine.guest.datastores.replication.mariadb import MariaDBReplication, replication_lines
 from engine.guest.desired import write_durably
 from engine.messages import GuestUser
 
@@ -104,6 +107,7 @@ class MariaDB:
         self.place = place
         self._wanted = version
         self._watching: pymysql.Connection[Any] | None = None
+        self.replication = MariaDBReplication(self)
 
     def programs(self) -> tuple[Path, ...]:
         program = binary()
@@ -130,17 +134,11 @@ class MariaDB:
         self.version()
         data.mkdir(mode=0o700)
         share = self._share()
-        account = {
-            "access": (1 << 64) - 1,
-            "plugin": "mysql_native_password",
-            "authentication_string": _hash(self.place.admin_password()),
-        }
-        row = f"('{_own_host(self.place.address)}', '{ADMIN}', '{json.dumps(account)}')"
         parts = [
             "create database mysql;\nuse mysql;\n",
             *((share / name).read_text() for name in _SYSTEM_SQL),
             "\ndelete from global_priv where User in ('', 'root');\ndelete from proxies_priv;\n",
-            f"replace into global_priv values {row};\n",  # noqa: S608 -- nothing in it comes from outside
+            f"{self.own_account()};\n",
         ]
         (program,) = self.programs()
         run_program(
@@ -154,6 +152,22 @@ class MariaDB:
             cwd=self.place.volume,
             content="\n".join(parts).encode(),
         )  # fmt: skip
+
+    def own_account(self) -> str:
+        """The statement that makes the agent's account."""
+        account = {
+            "access": (1 << 64) - 1,
+            "plugin": "mysql_native_password",
+            "authentication_string": self.hashed(self.place.admin_password()),
+        }
+        row = f"('{_own_host(self.place.address)}', '{ADMIN}', '{json.dumps(account)}')"
+        return f"replace into mysql.global_priv values {row}"  # noqa: S608 -- nothing in it comes from outside
+
+    @staticmethod
+    def hashed(password: str) -> str:
+        """What the server itself would store for this password."""
+        once = hashlib.sha1(password.encode()).digest()  # noqa: S324 -- the protocol's own hash
+        return "*" + hashlib.sha1(once).hexdigest().upper()  # noqa: S324 -- the protocol's own hash
 
     def _temporary(self) -> Path:
         """Of its own: a server that starts removes the temporary tables of any other in its directory."""
@@ -188,11 +202,11 @@ class MariaDB:
             "bind_address": self.place.address,
             "port": str(settings.port),
             "skip_name_resolve": "1",
-            "skip_log_bin": "1",
             "general_log": "0",
             "slow_query_log": "0",
             "local_infile": "0",
             "read_only": "1" if settings.read_only else "0",
+            **replication_lines(self.place, settings),
         }
         text = "[mariadbd]\n" + "".join(f"{name} = {value}\n" for name, value in lines.items())
         write_durably(self.configuration(), text.encode())
@@ -201,28 +215,30 @@ class MariaDB:
         (program,) = self.programs()
         return [*_loader(program), str(program), f"--defaults-file={self.configuration()}"]
 
+    def client(self, name: str) -> list[str]:
+        """What runs a client's program, found beside the server's or on the path. Raises `DatastoreError`."""
+        (server,) = self.programs()
+        beside = [server.parent / name, server.parent.parent / "bin" / name]
+        on_path = shutil.which(name)
+        for program in [*beside, Path(on_path)] if on_path else beside:
+            if program.exists():
+                return [*_loader(server), str(program)]
+        raise DatastoreError("datastore_incomplete", f"{name} is not on this machine: .ci/mariadb installs it")
+
     def probe(self, port: int) -> bool:
-        return self._ask(port, "SELECT 1") == (1,)
+        return self.ask(port, "SELECT 1 AS one") == {"one": 1}
 
-    def role_and_position(self, port: int) -> tuple[str, str]:
-        (gtid,) = self._ask(port, "SELECT @@gtid_current_pos")
-        role = "replica" if self._ask(port, "SHOW ALL SLAVES STATUS") else "primary"
-        if gtid:
-            return role, str(gtid)
-        # Without a binary log there are no transaction ids: InnoDB's own log tells how far it is.
-        return role, str(self._ask(port, "SHOW GLOBAL STATUS LIKE 'Innodb_lsn_current'")[1])
-
-    def _ask(self, port: int, question: str) -> tuple[Any, ...]:
+    def ask(self, port: int, question: str) -> dict[str, Any]:
+        """One row, over the connection that is kept open for this; empty if there is none."""
         try:
             if self._watching is None:
-                self._watching = self._connect(port, CONNECT_TIMEOUT)
-            with self._watching.cursor() as cursor:
+                self._watching = self.connect(port, CONNECT_TIMEOUT)
+            with self._watching.cursor(DictCursor) as cursor:
                 cursor.execute(question)
-                row = cursor.fetchone()
+                return dict(cursor.fetchone() or {})
         except (pymysql.MySQLError, OSError) as error:
             self.close()
             raise DatastoreError("database_silent", str(error), transient=True) from error
-        return tuple(row or ())
 
     def close(self) -> None:
         if self._watching is not None:
@@ -231,7 +247,7 @@ class MariaDB:
             self._watching = None
 
     def set_read_only(self, port: int, read_only: bool) -> None:
-        self._do(port, "SET SESSION lock_wait_timeout = 30", f"SET GLOBAL read_only = {int(read_only)}")
+        self.do(port, "SET SESSION lock_wait_timeout = 30", f"SET GLOBAL read_only = {int(read_only)}")
 
     def create(
         self, port: int, databases: list[dict[str, Any]], users: list[GuestUser], root_password: str | None
@@ -247,11 +263,12 @@ class MariaDB:
             statements += _account("'root'@'%'", root_password)
             statements.append("GRANT ALL PRIVILEGES ON *.* TO 'root'@'%' WITH GRANT OPTION")
             statements.append("REVOKE READ ONLY ADMIN ON *.* FROM 'root'@'%'")
-        self._do(port, *statements)
+        self.do(port, *statements)
 
-    def _do(self, port: int, *statements: str) -> None:
+    def do(self, port: int, *statements: str) -> None:
+        """Carry out statements. Raises `DatastoreError`."""
         try:
-            with self._connect(port, 60) as connection, connection.cursor() as cursor:
+            with self.connect(port, 60) as connection, connection.cursor() as cursor:
                 for statement in statements:
                     cursor.execute(statement)
         except pymysql.MySQLError as error:
@@ -261,7 +278,8 @@ class MariaDB:
                 "database_error" if passing else "database_refused", str(error), transient=passing
             ) from error
 
-    def _connect(self, port: int, timeout: int) -> pymysql.Connection[Any]:
+    def connect(self, port: int, timeout: int) -> pymysql.Connection[Any]:
+        """As the agent. Raises `pymysql.MySQLError`."""
         return pymysql.connect(
             host=self.place.address,
             port=port,
@@ -286,14 +304,8 @@ def _database(wanted: dict[str, Any]) -> str:
 
 
 def _account(account: str, password: str) -> list[str]:
-    how = f"IDENTIFIED VIA mysql_native_password USING '{_hash(password)}'"
+    how = f"IDENTIFIED VIA mysql_native_password USING '{MariaDB.hashed(password)}'"
     return [f"CREATE USER IF NOT EXISTS {account} {how}", f"ALTER USER {account} {how}"]
-
-
-def _hash(password: str) -> str:
-    """What the server itself would store for this password."""
-    once = hashlib.sha1(password.encode()).digest()  # noqa: S324 -- the protocol's own hash
-    return "*" + hashlib.sha1(once).hexdigest().upper()  # noqa: S324 -- the protocol's own hash
 
 
 def _own_host(address: str) -> str:

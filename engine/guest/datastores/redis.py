@@ -28,6 +28,13 @@ from engine.guest.datastores.base import (
     clamp,
     run_program,
 )
+from engine.guest.datastores.replication.redis import (
+    RedisReplication,
+    is_closed,
+    replicas,
+    replication_lines,
+    tenants,
+)
 from engine.guest.desired import write_durably
 from engine.messages import GuestUser
 
@@ -84,6 +91,7 @@ class Redis:
         self.place = place
         self._wanted = version
         self._watching: redis.Redis | None = None
+        self.replication = RedisReplication(self)
 
     def programs(self) -> tuple[Path, ...]:
         program = binary()
@@ -102,6 +110,17 @@ class Redis:
         data.mkdir(mode=0o700)
         (data / "users.acl").write_text(self._acl([], None))
 
+    @property
+    def _accounts(self) -> Path:
+        return self.place.directory / "accounts.acl"
+
+    def write_accounts(self, *, closed: bool) -> None:
+        """The list of all accounts that the server reads when it starts; closed, without those of tenants."""
+        lines = [f"user {ADMIN} on #{self.hashed(self.place.admin_password())} ~* &* +@all"]
+        lines += replicas(self.place).values()
+        lines += ["user default off -@all"] if closed else tenants(self.place).values()
+        write_durably(self._accounts, "".join(f"{line}\n" for line in lines).encode())
+
     def configuration(self) -> Path:
         return self.place.directory / "redis.conf"
 
@@ -117,7 +136,7 @@ class Redis:
             "port": str(settings.port),
             "protected-mode": "no",  # it guards a server without passwords; this one has them always
             "dir": f'"{self.place.data}"',
-            "aclfile": f'"{self.place.data / "users.acl"}"',
+            "aclfile": f'"{self._accounts}"',
             "appendonly": "yes",
             "save": '""',
             "logfile": '""',
@@ -126,7 +145,9 @@ class Redis:
             "always-show-logo": "no",
             "min-replicas-max-lag": "10",
             "min-replicas-to-write": str(_NO_REPLICA_SUFFICES if settings.read_only else 0),
+            **replication_lines(self.place, settings),
         }
+        self.write_accounts(closed=is_closed(settings))
         text = "".join(f"{name} {value}\n" for name, value in lines.items())
         write_durably(self.configuration(), text.encode())
 
@@ -134,13 +155,10 @@ class Redis:
         return [str(*self.programs()), str(self.configuration())]
 
     def probe(self, port: int) -> bool:
-        return self._info(port)["role"] in ("master", "slave")
+        return self.info(port)["role"] in ("master", "slave")
 
-    def role_and_position(self, port: int) -> tuple[str, str]:
-        info = self._info(port)
-        return ("primary" if info["role"] == "master" else "replica"), str(info["master_repl_offset"])
-
-    def _info(self, port: int) -> dict[str, Any]:
+    def info(self, port: int) -> dict[str, Any]:
+        """What it says of replication, over the connection that is kept open for this."""
         try:
             if self._watching is None:
                 self._watching = self._connect(port)
@@ -156,7 +174,7 @@ class Redis:
             self._watching = None
 
     def set_read_only(self, port: int, read_only: bool) -> None:
-        self._do(port, "CONFIG", "SET", "min-replicas-to-write", str(_NO_REPLICA_SUFFICES if read_only else 0))
+        self.do(port, "CONFIG", "SET", "min-replicas-to-write", str(_NO_REPLICA_SUFFICES if read_only else 0))
 
     def create(
         self, port: int, databases: list[dict[str, Any]], users: list[GuestUser], root_password: str | None
@@ -167,15 +185,19 @@ class Redis:
         if hosts:
             raise DatastoreError("host_unsupported", f"Redis users may come from anywhere (%), not {', '.join(hosts)}")
         write_durably(self.place.data / "users.acl", self._acl(users, root_password).encode())
-        self._do(port, "ACL", "LOAD")
+        self.write_accounts(closed=False)
+        self.do(port, "ACL", "LOAD")
 
     def _acl(self, users: list[GuestUser], root_password: str | None) -> str:
-        lines = [f"user {ADMIN} on #{_hash(self.place.admin_password())} ~* &* +@all"]
-        lines.append(f"user default on #{_hash(root_password)} {_ROOT}" if root_password else "user default off -@all")
-        lines += [f"user {user.name} on #{_hash(user.password)} {_TENANT}" for user in users]
+        """Tenants' accounts."""
+        lines = [
+            f"user default on #{self.hashed(root_password)} {_ROOT}" if root_password else "user default off -@all"
+        ]
+        lines += [f"user {user.name} on #{self.hashed(user.password)} {_TENANT}" for user in users]
         return "\n".join(lines) + "\n"
 
-    def _do(self, port: int, *words: str) -> None:
+    def do(self, port: int, *words: str) -> None:
+        """One command. Raises `DatastoreError`."""
         try:
             with self._connect(port) as connection:
                 connection.execute_command(*words)
@@ -197,6 +219,7 @@ class Redis:
             single_connection_client=True,
         )
 
-
-def _hash(password: str) -> str:
-    return hashlib.sha256(password.encode()).hexdigest()
+    @staticmethod
+    def hashed(password: str) -> str:
+        """As an access control list has it."""
+        return hashlib.sha256(password.encode()).hexdigest()
